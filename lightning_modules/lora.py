@@ -1,0 +1,83 @@
+"""LoRA adapters on a split backbone: insertion, the fold into fused weights, and what may be adapted."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from lightning_modules.backbone import fused_state_dict
+
+TARGET_MODULES = {
+    "q": ("attn.qkv.q",),
+    "k": ("attn.qkv.k",),
+    "v": ("attn.qkv.v",),
+    "proj": ("attn.proj",),
+    "mlp": ("mlp.fc1", "mlp.fc2"),
+}
+
+
+def lora_config(rank: int, alpha: float | None, targets: Sequence[str], dropout: float = 0.0) -> LoraConfig:
+    """peft's configuration of one adapter; ``alpha`` defaults to the rank, so that the scale is one.
+
+    Args:
+        targets: any of q, k, v, proj, mlp.
+    """
+    modules = [module for target in sorted(set(targets)) for module in TARGET_MODULES[target]]
+    return LoraConfig(
+        r=rank,
+        lora_alpha=cast(int, rank if alpha is None else alpha),
+        lora_dropout=dropout,
+        target_modules=modules,
+        bias="none",
+    )
+
+
+def add_lora(model: VisionTransformer, config: LoraConfig, init_seed: int) -> VisionTransformer:
+    """Adds an adapter in place: A drawn from ``init_seed`` alone (Kaiming uniform, peft's default), B zero.
+
+    Every layer's A depends on the seed, never on the state of torch's generator, so that adapters which share a seed
+    start from the same A (it decides what a merge of A and B apart gives, MERGING.md 2.3).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(init_seed)
+        inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+    return model
+
+
+def init_seed(seed: int, task: str, sharing: str) -> int:
+    """The seed of A: the run's seed when ``shared``, one of the task's own when ``per_task``."""
+    if sharing == "shared":
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{task}:{seed}".encode()).digest()[:4], "big")
+
+
+def folded_state_dict(model: VisionTransformer) -> dict[str, Tensor]:
+    """A plain timm state dict of a split model with W + s B A in place of each adapted W.
+
+    The sum is taken in float64 and rounded once; the model is left as it is.
+    """
+    deltas: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            for adapter in module.active_adapters:
+                up, down = module.lora_B[adapter].weight, module.lora_A[adapter].weight
+                assert isinstance(up, Tensor)
+                assert isinstance(down, Tensor)
+                delta = module.scaling[adapter] * (up.double() @ down.double())
+                deltas[name] = deltas[name] + delta if name in deltas else delta
+    state = {}
+    for key, value in model.state_dict().items():
+        if ".lora_" in key:
+            continue
+        layer, base, kind = key.rpartition(".base_layer.")
+        if base and kind == "weight" and layer in deltas:
+            value = (value.double() + deltas[layer]).to(value.dtype)
+        state[f"{layer}.{kind}" if base else key] = value.detach().clone()
+    return fused_state_dict(state)
