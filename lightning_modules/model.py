@@ -1,0 +1,46 @@
+"""One backbone, any number of heads: pure torch, no Lightning."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+HIDDEN = 512
+
+
+class MLPHead(nn.Module):
+    """Linear(d, 512) - ReLU - Linear(512, out), the study's head: (B, d) -> (B, out).
+
+    Args:
+        center: (out,) what the head answers on average before it has learned anything, such as the mean target.
+    """
+
+    def __init__(self, features: int, outputs: int, center: Tensor | None = None) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(features, HIDDEN)
+        self.output = nn.Linear(HIDDEN, outputs)
+        if center is not None:
+            with torch.no_grad():
+                self.output.bias.copy_(center.reshape(-1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.output(torch.relu(self.hidden(features)))
+
+
+class MultiTaskModel(nn.Module):
+    """(B, 3, S, S) -> {task: (B, out)}: one pass through the backbone for all tasks asked for."""
+
+    def __init__(self, backbone: VisionTransformer, heads: Mapping[str, MLPHead]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(heads)
+
+    def forward(self, images: Tensor, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
+        features = self.backbone(images)
+        return {task: self.heads[task](features) for task in (self.heads if tasks is None else tasks)}
+
+    def trainable_state_dict(self) -> dict[str, Tensor]:
+        """Adapter and heads only; the frozen backbone can always be had again."""
+        names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: value for name, value in self.state_dict().items() if name in names}

@@ -1,0 +1,171 @@
+"""Lightning's view of a model with one or more heads."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MetricCollection
+
+from lightning_modules.backbone import hold_frozen_weights, set_fused_attention
+from lightning_modules.model import MultiTaskModel
+from lightning_modules.tasks import Task
+
+Batch = Mapping[str, Tensor]
+
+
+class MultiTaskModule(L.LightningModule):
+    """Trains adapter and heads of a ``MultiTaskModel``.
+
+    A batch is ``{task: {"image", "target", "index"}}``, as Lightning's ``CombinedLoader`` gives it, or the inner dict
+    alone when there is one task. In evaluation each task has a dataloader of its own, in the order of ``tasks``.
+
+    Args:
+        lr: peak learning rate of the adapter.
+        head_lr: peak learning rate of the heads.
+        weight_decay: decoupled decay of both (AdamW); 0 is plain Adam.
+        warmup: fraction of all steps over which the rates rise from 0; a half cosine leads them back to 0.
+        seed: with the epoch's number it seeds torch's generator, so that a resumed run draws what the first one drew.
+    """
+
+    # Checkpoints hold adapter and heads only.
+    strict_loading = False
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        tasks: Mapping[str, Task],
+        lr: float = 1e-3,
+        head_lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        warmup: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tasks = dict(tasks)
+        self.lr, self.head_lr = lr, head_lr
+        self.weight_decay, self.warmup, self.seed = weight_decay, warmup, seed
+        stages = ("val", "test")
+        self.stage_metrics = torch.nn.ModuleDict(
+            {f"{stage}_{name}": task.metrics() for stage in stages for name, task in self.tasks.items()}
+        )
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.precision in ("bf16-mixed", "16-mixed"):
+            dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float16
+            hold_frozen_weights(self.model.backbone, dtype)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self.model(images)
+
+    def on_fit_start(self) -> None:
+        # Lightning trains modules in the mode they come in, and the backbone comes in evaluation mode: no dropout.
+        self.model.train()
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+        self._choose_attention(training=True)
+
+    def on_validation_start(self) -> None:
+        self._choose_attention(training=False)
+
+    def on_validation_end(self) -> None:
+        self._choose_attention(training=self.trainer.state.fn == TrainerFn.FITTING)
+
+    def _choose_attention(self, training: bool) -> None:
+        # On a CPU the backward of torch's fused attention costs more than its forward saves.
+        set_fused_attention(self.model.backbone, fused=not (training and self.device.type == "cpu"))
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        batches: dict[str, Batch] = {next(iter(self.tasks)): batch} if "image" in batch else dict(batch)
+        sizes = [len(part["image"]) for part in batches.values()]
+        images = [part["image"] for part in batches.values()]
+        # One pass for all tasks; each head then reads its own rows.
+        features = self.model.backbone(images[0] if len(images) == 1 else torch.cat(images)).split(sizes)
+        losses = {
+            name: self.tasks[name].loss(self.model.heads[name](rows), part["target"])
+            for (name, part), rows in zip(batches.items(), features, strict=True)
+        }
+        for (name, loss), size in zip(losses.items(), sizes, strict=True):
+            self.log(f"train/{name}/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=size)
+        return torch.stack(list(losses.values())).sum()
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate("val", batch, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate("test", batch, dataloader_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        return {name: self.tasks[name].predict(output) for name, output in self.model(batch["image"]).items()}
+
+    def _evaluate(self, stage: str, batch: Batch, dataloader_idx: int) -> None:
+        name, task = list(self.tasks.items())[dataloader_idx]
+        output = self.model(batch["image"], [name])[name]
+        self.log(
+            f"{stage}/{name}/loss", task.loss(output, batch["target"]),
+            on_step=False, on_epoch=True, batch_size=len(output), add_dataloader_idx=False, sync_dist=True,
+        )  # fmt: skip
+        self._metrics(stage, name).update(task.predict(output), batch["target"])
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def _metrics(self, stage: str, name: str) -> MetricCollection:
+        metrics = self.stage_metrics[f"{stage}_{name}"]
+        assert isinstance(metrics, MetricCollection)
+        return metrics
+
+    def _log_metrics(self, stage: str) -> None:
+        for name, task in self.tasks.items():
+            metrics = self._metrics(stage, name)
+            for metric, value in metrics.compute().items():
+                self.log(f"{stage}/{name}/{metric}", value, prog_bar=metric == task.metric)
+            metrics.reset()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        adapter = [p for name, p in self.model.named_parameters() if p.requires_grad and ".lora_" in name]
+        heads = list(self.model.heads.parameters())
+        groups = [{"params": heads, "lr": self.head_lr}]
+        if adapter:
+            groups.append({"params": adapter, "lr": self.lr})
+        optimizer = AdamW(groups, weight_decay=self.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        rate = warmup_cosine(steps, self.warmup)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = {f"model.{name}": value for name, value in self.model.trainable_state_dict().items()}
+        checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # strict_loading is off for the frozen part that is not saved; what is saved has to fit all the same.
+        expected = {f"model.{name}" for name in self.model.trainable_state_dict()}
+        found = set(checkpoint["state_dict"])
+        if expected != found:
+            raise RuntimeError(f"checkpoint of another model: differing tensors {sorted(expected ^ found)[:3]}")
+
+
+def warmup_cosine(steps: int, warmup: float) -> Any:
+    """step -> factor of the peak rate: linear from 0 over ``warmup * steps``, then half a cosine down to 0."""
+    rise = max(1, round(warmup * steps))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, steps - rise))))
+
+    return factor

@@ -1,0 +1,159 @@
+"""The LightningModule on drawn numbers: what is trained, logged, checkpointed, and several heads at once."""
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_modules.backbone import create_backbone, split_qkv
+from lightning_modules.lora import add_lora, lora_config
+from lightning_modules.model import MLPHead, MultiTaskModel
+from lightning_modules.module import MultiTaskModule, warmup_cosine
+from lightning_modules.tasks import Task
+from tests.conftest import SIZE, TINY
+
+LEAVES = Task("leaves", "classification", "macro_f1", 2)
+AGE = Task("age", "regression", "rmse", 1)
+
+
+class Brightness(Dataset):
+    """Images whose mean tells class and number."""
+
+    def __init__(self, kind, count=16):
+        generator = torch.Generator().manual_seed(3)
+        level = torch.rand(count, generator=generator)
+        self.images = level[:, None, None, None] + 0.05 * torch.randn(count, 3, SIZE, SIZE, generator=generator)
+        self.targets = (level > 0.5).long() if kind == "classification" else level[:, None]
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return {"image": self.images[index], "target": self.targets[index], "index": index}
+
+
+def loader(task, batch=8):
+    return DataLoader(Brightness(task.kind), batch_size=batch)
+
+
+def module(*tasks, rank=2):
+    torch.manual_seed(7)
+    vit = split_qkv(create_backbone(TINY, SIZE))
+    if rank:
+        add_lora(vit, lora_config(rank, None, ["k", "v"]), init_seed=0)
+    heads = {task.name: MLPHead(vit.num_features, task.outputs) for task in tasks}
+    return MultiTaskModule(MultiTaskModel(vit, heads), {task.name: task for task in tasks}, lr=1e-2, head_lr=1e-2)
+
+
+def trainer(tmp_path, **arguments):
+    defaults = {"accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_checkpointing": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    return L.Trainer(default_root_dir=tmp_path, **(defaults | quiet | arguments))
+
+
+def snapshot(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_adapter_and_head_learn_and_the_backbone_stays(tmp_path, rank):
+    trained = module(LEAVES, rank=rank)
+    before = snapshot(trained.model)
+    trainer(tmp_path).fit(trained, loader(LEAVES))
+    changed = {name for name, value in trained.model.state_dict().items() if not torch.equal(value, before[name])}
+    expected = {name for name in before if ".lora_" in name or name.startswith("heads.")}
+    assert changed == expected
+    assert any(".lora_" in name for name in changed) == (rank > 0)
+
+
+def test_it_learns(tmp_path):
+    """Brightness is easy: a few epochs bring the macro F1 close to one, from chance."""
+    trained = module(LEAVES)
+    runner = trainer(tmp_path, max_epochs=15)
+    runner.fit(trained, loader(LEAVES))
+    (metrics,) = runner.validate(trained, loader(LEAVES), verbose=False)
+    assert metrics["val/leaves/macro_f1"] > 0.9
+
+
+def test_several_tasks_train_together(tmp_path):
+    """One backbone pass over all tasks' images gives each head the loss it would have alone."""
+    joint = module(LEAVES, AGE)
+    batches = {"leaves": next(iter(loader(LEAVES))), "age": next(iter(loader(AGE, batch=4)))}
+    losses = {}
+    joint.log = lambda name, value, **_: losses.__setitem__(name, float(value))
+    total = joint.training_step(batches, 0)
+    with torch.no_grad():
+        for task in (LEAVES, AGE):
+            batch = batches[task.name]
+            alone = task.loss(joint.model(batch["image"])[task.name], batch["target"])
+            assert losses[f"train/{task.name}/loss"] == pytest.approx(float(alone), rel=1e-5)
+    assert float(total.detach()) == pytest.approx(sum(losses.values()), rel=1e-5)
+
+
+def test_several_tasks_through_the_trainer(tmp_path):
+    joint = module(LEAVES, AGE)
+    before = snapshot(joint.model)
+    train = CombinedLoader({"leaves": loader(LEAVES), "age": loader(AGE, batch=4)}, "max_size_cycle")
+    runner = trainer(tmp_path, max_epochs=2)
+    runner.fit(joint, train, [loader(LEAVES), loader(AGE)])
+    assert {"val/leaves/macro_f1", "val/age/rmse", "val/age/loss"} <= set(runner.callback_metrics)
+    for task in ("leaves", "age"):
+        assert not torch.equal(
+            joint.model.state_dict()[f"heads.{task}.output.bias"], before[f"heads.{task}.output.bias"]
+        )
+    predictions = runner.predict(joint, loader(AGE))
+    assert predictions[0]["age"].shape == (8, 1)
+    assert predictions[0]["leaves"].shape == (8,)
+
+
+def test_checkpoints_hold_adapter_and_heads_only(tmp_path):
+    trained = module(LEAVES)
+    runner = trainer(tmp_path, enable_checkpointing=True)
+    runner.fit(trained, loader(LEAVES))
+    runner.save_checkpoint(tmp_path / "x.ckpt")
+    state = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
+    assert set(state) == {f"model.{name}" for name in trained.model.trainable_state_dict()}
+    assert all(".lora_" in name or ".heads." in name for name in state)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    runner = trainer(tmp_path, enable_checkpointing=True)
+    runner.fit(module(LEAVES), loader(LEAVES))
+    runner.save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(RuntimeError, match="another model"):
+        trainer(tmp_path).fit(module(LEAVES, rank=0), loader(LEAVES), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+
+
+def test_training_has_dropout_and_plain_attention_evaluation_has_neither(tmp_path):
+    trained = module(LEAVES)
+    attention = trained.model.backbone.blocks[0].attn
+    seen = []
+
+    def look(step):
+        def watched(*arguments):
+            seen.append((step.__name__, attention.training, attention.fused_attn))
+            return step(*arguments)
+
+        return watched
+
+    trained.training_step = look(trained.training_step)
+    trained.validation_step = look(trained.validation_step)
+    trainer(tmp_path, max_epochs=2).fit(trained, loader(LEAVES), loader(LEAVES))
+    assert set(seen) == {("training_step", True, False), ("validation_step", False, True)}
+    assert len(seen) > 8
+
+
+def test_head_starts_at_its_center():
+    head = MLPHead(8, 2, torch.tensor([3.0, -1.0]))
+    assert head.output.bias.tolist() == [3.0, -1.0]
+
+
+def test_learning_rate_rises_and_falls():
+    factor = warmup_cosine(100, 0.1)
+    rates = [factor(step) for step in range(100)]
+    assert rates[9] == max(rates) == 1.0
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert 0 < rates[0] <= 0.1
+    assert rates[-1] < 0.01
