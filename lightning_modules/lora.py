@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from launch.errors import CommandError
 from lightning_modules.backbone import fused_state_dict
 
 TARGET_MODULES = {
@@ -41,8 +42,16 @@ def add_lora(model: VisionTransformer, config: LoraConfig, init_seed: int) -> Vi
     """Adds an adapter in place: A drawn from ``init_seed`` alone (Kaiming uniform, peft's default), B zero.
 
     Every layer's A depends on the seed, never on the state of torch's generator, so that adapters which share a seed
-    start from the same A (it decides what a merge of A and B apart gives, MERGING.md 2.3).
+    start from the same A (it decides what a merge of A and B apart gives).
+
+    Raises:
+        CommandError: the rank is above the model's width, where a low-rank factor pair is larger than what it adapts.
     """
+    if config.r > model.num_features:
+        raise CommandError(
+            f"lora.rank={config.r} is above the backbone's width of {model.num_features}; "
+            f"take at most {model.num_features} (usual: 4 to 64)."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed)
         inject_adapter_in_model(config, model)

@@ -1,0 +1,53 @@
+"""Lightning callbacks of a training run."""
+
+import logging
+import sys
+import time
+from functools import partial
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+
+log = logging.getLogger(__name__)
+BEST, LAST = "best", "last"
+
+
+class EpochLog(Callback):
+    """One line an epoch, for logs that no progress bar can write to."""
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+        self.started = 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        values = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name == self.monitor or (name.startswith("train/") and name.endswith("/loss"))
+        }
+        text = ", ".join(f"{name} {value:.4f}" for name, value in sorted(values.items()))
+        seconds = time.perf_counter() - self.started
+        log.info("epoch %d/%s: %s (%.1f s)", trainer.current_epoch + 1, trainer.max_epochs, text, seconds)
+
+
+def training_callbacks(folder: str, monitor: str, mode: str, patience: int | None) -> list[Callback]:
+    """Early stopping, the best and the last checkpoint by the end of each training epoch, and progress.
+
+    The order matters for resuming: ``last`` is written after the others have seen the epoch, so that their state in
+    it is that epoch's.
+    """
+    callbacks: list[Callback] = []
+    if patience is not None:
+        callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience, check_on_train_epoch_end=True))
+    checkpoint = partial(
+        ModelCheckpoint, dirpath=folder, save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    callbacks += [
+        checkpoint(filename=BEST, monitor=monitor, mode=mode),
+        checkpoint(filename=LAST, monitor=None),
+        RichProgressBar() if sys.stderr.isatty() else EpochLog(monitor),
+    ]
+    return callbacks

@@ -1,0 +1,110 @@
+"""The one owner of loggers: CSV always, W&B and TensorBoard when asked for."""
+
+import contextlib
+import logging
+import netrc
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from lightning_modules.tasks import HIGHER_IS_BETTER, Task
+
+log = logging.getLogger(__name__)
+WANDB_HOST = "api.wandb.ai"
+
+
+def wandb_mode(wanted: str = "auto") -> str:
+    """``online`` when asked for or logged in, else ``offline``; never leads to a prompt.
+
+    WANDB_MODE decides before everything else, as everywhere in W&B.
+    """
+    if "WANDB_MODE" in os.environ:
+        return os.environ["WANDB_MODE"]
+    if wanted != "auto":
+        return wanted
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    host = os.environ.get("WANDB_BASE_URL", f"https://{WANDB_HOST}").split("//")[-1].strip("/")
+    try:
+        logged_in = netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        logged_in = False
+    return "online" if logged_in else "offline"
+
+
+@contextlib.contextmanager
+def open_loggers(
+    folder: Path,
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    run_id: str,
+    group: str | None = None,
+    job_type: str = "train",
+    tags: list[str] | None = None,
+    wandb: Mapping[str, Any] | None = None,
+    tensorboard: bool = False,
+) -> Iterator[list[Logger]]:
+    """Yields Lightning's loggers and closes them with the truth about how the block ended.
+
+    Args:
+        folder: everything lands below it: ``csv/version_N/metrics.csv``, ``wandb/``, ``tensorboard/``.
+        config: plain and resolved.
+        run_id: stable, so that a resumed run goes on in the same W&B run.
+        wandb: ``project``, ``entity`` and ``mode`` (``auto``, ``online``, ``offline``); None for no W&B.
+    """
+    # Lightning empties a metrics.csv that it finds: each attempt of a resumed run gets a version of its own.
+    loggers: list[Logger] = [CSVLogger(folder, name="csv", flush_logs_every_n_steps=50)]
+    if tensorboard:
+        loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
+    if wandb is None:
+        yield loggers
+        return
+    import wandb as wandb_sdk  # takes a second to import, so only when it is used
+
+    if wandb_sdk.run is not None:  # one that an earlier job of this process left open would take our metrics
+        wandb_sdk.finish()
+    mode = wandb_mode(wandb.get("mode", "auto"))
+    logger = WandbLogger(
+        project=wandb["project"], entity=wandb.get("entity"), name=name, id=run_id, group=group, job_type=job_type,
+        tags=tags, save_dir=folder, config=dict(config), mode=mode, log_model=False,
+        settings=wandb_sdk.Settings(silent=mode != "online"),
+    )  # fmt: skip
+    exit_code = 1
+    try:
+        yield [*loggers, logger]
+        exit_code = 0
+    finally:
+        wandb_sdk.finish(exit_code=exit_code)
+
+
+def define_metrics(loggers: list[Logger], tasks: Mapping[str, Task]) -> None:
+    """Tells W&B which way each metric is better, so that its summaries show the best value and not the last."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            for name, task in tasks.items():
+                logger.experiment.define_metric(f"val/{name}/loss", summary="min")
+                for metric in map(str, task.metrics()):
+                    summary = "max" if HIGHER_IS_BETTER[metric] else "min"
+                    logger.experiment.define_metric(f"val/{name}/{metric}", summary=summary)
+
+
+def log_summary(loggers: list[Logger], values: Mapping[str, float]) -> None:
+    """Final numbers: into W&B's summary, where tables read them, and as a last row of the others."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(dict(values))
+
+
+def log_bundle(loggers: list[Logger], folder: Path, name: str, metadata: Mapping[str, Any]) -> None:
+    """Logs a folder as a W&B artifact of type adapter; offline it is kept for the next ``wandb sync``."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb as wandb_sdk
+
+            artifact = wandb_sdk.Artifact(name, type="adapter", metadata=dict(metadata))
+            artifact.add_dir(str(folder))
+            logger.experiment.log_artifact(artifact)

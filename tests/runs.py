@@ -1,0 +1,91 @@
+"""Small images on disk, and training runs on them with a tiny backbone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+
+from launch.app import CONF
+from launch.compose import Composer
+from launch.config import first_config
+from launch.runs import Run, describe_run, prepare
+from launch.schema import TrainConfig
+from launch.target import instantiate
+from lightning_modules.backbone import create_backbone
+from tests.conftest import SIZE, TINY
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def draw_folder(root: Path, count: int = 24) -> Path:
+    """``root/{dark,light}/*.png``: brightness tells the class."""
+    rng = np.random.default_rng(0)
+    for label, level in (("dark", 60), ("light", 180)):
+        (root / label).mkdir(parents=True)
+        for index in range(count):
+            pixels = rng.normal(level, 40, (40, 48, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / label / f"{index:03}.png")
+    return root
+
+
+def write_weights(path: Path) -> Path:
+    """A safetensors file of the tiny backbone, the same each time."""
+    torch.manual_seed(7)
+    safetensors.torch.save_file(dict(create_backbone(TINY, SIZE).state_dict()), path)
+    return path
+
+
+def overrides(tmp_path: Path, *more: str) -> list[str]:
+    """A command line for a run of a few seconds below ``tmp_path``; weights are written when they are missing."""
+    weights = tmp_path / "tiny.safetensors"
+    if not weights.exists():
+        write_weights(weights)
+    common = [
+        f"backbone.name={TINY}", f"backbone.weights={weights}", f"backbone.image_size={SIZE}", "lora.rank=2",
+        "logger=csv", "trainer=cpu", "trainer.max_epochs=2", "data.batch_size=8", f"paths.outputs={tmp_path / 'out'}",
+    ]  # fmt: skip
+    keys = {text.partition("=")[0] for text in more}
+    return [text for text in common if text.partition("=")[0] not in keys] + list(more)
+
+
+def leaves(tmp_path: Path, *more: str) -> list[str]:
+    """The command line of a two-class task on ``draw_folder``'s images."""
+    root = tmp_path / "leaves"
+    if not root.exists():
+        draw_folder(root)
+    task = ["task=classification", "name=leaves", "data=image_folder", f"data.root={root}"]
+    return overrides(tmp_path, *task, *more)
+
+
+def train_here(arguments: list[str]) -> tuple[dict[str, Any], Run]:
+    """Trains in this process, without the launch layer's bookkeeping."""
+    from lightning_modules.training import train
+
+    composer = Composer("train", CONF)
+    command = composer.parse(arguments, multirun=False)
+    assert not command.faults
+    config = TrainConfig.model_validate(first_config(composer, command))
+    run = describe_run("train", config.title, config.model_dump(mode="json", by_alias=True))
+    prepare(run)
+    return train(config, run, instantiate(config.data.source, config.data.arguments())), run
+
+
+def train_command(arguments: list[str]) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *arguments]
+
+
+def train_process(arguments: list[str], **keywords: Any) -> subprocess.CompletedProcess[str]:
+    """``python train.py ...`` to its end."""
+    return subprocess.run(
+        train_command(arguments), capture_output=True, text=True, check=False, timeout=300, cwd=ROOT, **keywords
+    )
+
+
+def read_results(outputs: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(outputs.glob("runs/*/result.json"))]

@@ -1,0 +1,178 @@
+"""Whole training runs on drawn images: own data by command line, what a run leaves, and resuming after SIGKILL."""
+
+import csv
+import json
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+
+from launch.errors import CommandError, DataError
+from lightning_modules.adapter import apply_bundle, load_bundle
+from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
+from lightning_modules.lora import folded_state_dict
+from lightning_modules.model import MultiTaskModel
+from lightning_modules.training import resolve_precision
+from tests.conftest import SIZE, TINY
+from tests.runs import ROOT, leaves, overrides, read_results, train_command, train_here, train_process
+
+
+def draw_numbers(root, count=40):
+    """A CSV of pictures with a bright dot, its place, and the picture's brightness as a number."""
+    rng = np.random.default_rng(1)
+    root.mkdir()
+    rows = []
+    for index in range(count):
+        level = rng.uniform(20, 150)
+        pixels = rng.normal(level, 10, (40, 40, 3)).clip(0, 200).astype(np.uint8)
+        x, y = rng.integers(8, 32, 2)
+        pixels[y - 3 : y + 3, x - 3 : x + 3] = 255
+        Image.fromarray(pixels).save(root / f"{index:03}.png")
+        rows.append([f"{index:03}.png", level / 50, x, y, x + 6, y])
+    with (root / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["file", "level", "x0", "y0", "x1", "y1"], *rows])
+    return root
+
+
+def reloaded_scores(tmp_path, name, rank=2):
+    """Answers of the saved bundle on two images: peft's way and folded into plain timm."""
+    path = tmp_path / "out" / "adapters" / name / f"r{rank}-s0"
+    vit = create_backbone(TINY, SIZE, tmp_path / "tiny.safetensors")
+    bundle = load_bundle(path, fingerprint(vit))
+    backbone, head = apply_bundle(split_qkv(vit), bundle)
+    images = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    folded = timm.create_model(TINY, num_classes=0, img_size=SIZE).eval()
+    folded.load_state_dict(folded_state_dict(backbone))
+    with torch.no_grad():
+        return MultiTaskModel(backbone, {name: head})(images)[name], head(folded(images))
+
+
+def test_a_folder_of_classes(tmp_path):
+    result, run = train_here(leaves(tmp_path, "trainer.max_epochs=6", "optimizer.lr=5e-3"))
+    assert result["metric"] == "accuracy"
+    assert result["score"] == result["metrics"]["accuracy"] > 0.8
+    assert result["task"]["classes"] == ("dark", "light")
+    assert sum(sum(split.values()) for split in result["data"]["counts"].values()) == 48
+    assert result["lora"]["parameters"] == 6 * 2 * (64 + 64) * 2
+    assert 1 <= result["best_epoch"] <= result["epochs"] <= 6
+    assert not (run.path / "checkpoints").exists()
+    peft, folded = reloaded_scores(tmp_path, "leaves")
+    assert peft.shape == (2, 2)
+    torch.testing.assert_close(peft, folded, rtol=0, atol=1e-4)
+    card = json.loads((tmp_path / "out/adapters/leaves/r2-s0/card.json").read_text())
+    assert card["config_hash"] == run.hash
+    assert card["data"]["fingerprint"] == result["data"]["fingerprint"]
+
+
+def test_a_csv_of_numbers(tmp_path):
+    root = draw_numbers(tmp_path / "days")
+    arguments = ["task=regression", "name=level", "data=image_csv", f"data.root={root}", "+data.target_column=level"]
+    result, _ = train_here(overrides(tmp_path, *arguments, "trainer.max_epochs=8", "optimizer.lr=5e-3"))
+    spread = 0.75  # standard deviation of uniform(20, 150) / 50
+    assert result["metric"] == "rmse"
+    assert result["score"] < spread
+    assert reloaded_scores(tmp_path, "level")[0].shape == (2, 1)
+
+
+def test_a_csv_of_points(tmp_path):
+    root = draw_numbers(tmp_path / "dots")
+    arguments = ["task=keypoints", "name=dot", "data=image_csv", f"data.root={root}", "task.eye_corners=[0,1]"]
+    result, _ = train_here(overrides(tmp_path, *arguments))
+    assert result["metric"] == "nme"
+    assert set(result["metrics"]) >= {"nme", "failure_rate", "auc"}
+    assert reloaded_scores(tmp_path, "dot")[0].shape == (2, 4)
+
+
+def test_rank_zero_trains_the_head_alone(tmp_path):
+    result, _ = train_here(leaves(tmp_path, "lora.rank=0"))
+    assert result["lora"]["parameters"] == 0
+    bundle = load_bundle(tmp_path / "out/adapters/leaves/r0-s0")
+    assert bundle.config is None
+    assert not bundle.tensors
+
+
+def test_same_seed_same_bytes(tmp_path):
+    train_here(leaves(tmp_path))
+    bundle = tmp_path / "out/adapters/leaves/r2-s0"
+    files = ("adapter_model.safetensors", "adapter_config.json", "head.safetensors")
+    first = {name: (bundle / name).read_bytes() for name in files}
+    train_here(leaves(tmp_path))
+    assert {name: (bundle / name).read_bytes() for name in files} == first
+    train_here(leaves(tmp_path, "seed=1"))
+    other = tmp_path / "out/adapters/leaves/r2-s1"
+    assert (other / "head.safetensors").read_bytes() != first["head.safetensors"]
+
+
+def test_impossible_rank_and_points_are_refused(tmp_path):
+    with pytest.raises(CommandError, match=r"lora\.rank=65"):
+        train_here(leaves(tmp_path, "lora.rank=65"))
+    root = draw_numbers(tmp_path / "dots")
+    arguments = ["task=keypoints", "name=dot", "data=image_csv", f"data.root={root}", "task.eye_corners=[0,7]"]
+    with pytest.raises(DataError, match="eye_corners"):
+        train_here(overrides(tmp_path, *arguments))
+
+
+def test_killed_in_the_middle_of_an_epoch_and_resumed_bit_for_bit(tmp_path):
+    """SIGKILL after two epochs were checkpointed; the second attempt ends where an undisturbed run ends."""
+    arguments = leaves(tmp_path, "trainer.max_epochs=5", "lora.dropout=0.1")
+    train_here([*arguments, f"paths.outputs={tmp_path / 'undisturbed'}"])
+
+    process = subprocess.Popen(train_command(arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    log = next(iter_until_log(tmp_path / "out", process))
+    wait_for(lambda: "epoch 2/5" in log.read_text(), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not read_results(tmp_path / "out"), "it ended before it could be killed"
+
+    done = train_process([*arguments, "resume=auto"])
+    assert done.returncode == 0, done.stderr
+    assert "resuming after epoch" in done.stderr
+    assert len(read_results(tmp_path / "out")) == 1
+    for name in ("adapter_model.safetensors", "head.safetensors"):
+        resumed = safetensors.torch.load_file(tmp_path / "out/adapters/leaves/r2-s0" / name)
+        expected = safetensors.torch.load_file(tmp_path / "undisturbed/adapters/leaves/r2-s0" / name)
+        assert resumed.keys() == expected.keys()
+        assert all(torch.equal(resumed[key], expected[key]) for key in expected)
+
+    again = train_process(arguments)
+    assert again.returncode == 0
+    assert "result.json" in again.stderr
+    assert "epoch" not in again.stderr
+
+
+def iter_until_log(outputs, process):
+    while True:
+        logs = list(outputs.glob("runs/*/run.log"))
+        if logs:
+            yield logs[0]
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.1)
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_auto_precision_follows_the_processor(monkeypatch, native, expected):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert resolve_precision("auto", "cpu") == expected
+    assert resolve_precision("16-mixed", "cpu") == "16-mixed"
+
+
+def test_bf16_training_runs_and_saves_float32(tmp_path):
+    result, _ = train_here(leaves(tmp_path, "trainer.precision=bf16-mixed"))
+    assert result["precision"] == "bf16-mixed"
+    tensors = load_bundle(tmp_path / "out/adapters/leaves/r2-s0").tensors
+    assert {value.dtype for value in tensors.values()} == {torch.float32}
