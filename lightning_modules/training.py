@@ -4,6 +4,7 @@ import logging
 import shutil
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,6 +60,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
         The content of ``result.json``.
     """
     started = time.perf_counter()
+    quiet_lightning()
     L.seed_everything(config.seed, workers=True, verbose=False)
     backbone, backbone_card = build_backbone(config.backbone, Path(config.paths.outputs) / "cache")
     rank = config.lora.rank
@@ -118,6 +120,16 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
         log_summary(opened, {f"best/{name}": value for name, value in metrics.items()})
     shutil.rmtree(checkpoints, ignore_errors=True)
     return result
+
+
+def quiet_lightning() -> None:
+    """Lightning warns through our log only, once; its notices on devices and its advertisements stay away."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.WARNING)
+    # Lightning 2.6 with torch 2.14: an internal class of torch's that it still asks for.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 
 def build_backbone(config: BackboneConfig, cache: Path) -> tuple[VisionTransformer, dict[str, Any]]:

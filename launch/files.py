@@ -1,0 +1,134 @@
+"""Outputs that appear whole or not at all: written under a temporary name, then renamed."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from launch.errors import UserError
+
+_UMASK = os.umask(0o022)  # it can only be read by setting it, which is not safe later, with threads
+os.umask(_UMASK)
+
+_ONLY_WRITING = {  # codes that no reading ends in
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your disk quota is used up",
+    errno.EFBIG: "the file is larger than this system allows",
+    errno.EROFS: "it lies on a read-only file system",
+}
+_REASONS = _ONLY_WRITING | {
+    errno.EACCES: "you may not write there",
+    errno.EPERM: "you may not write there",
+    errno.ENOTDIR: "a part of its path is a file, not a folder",
+    errno.EEXIST: "a part of its path is a file, not a folder",
+    errno.EISDIR: "there is a folder of that name",
+    errno.ENAMETOOLONG: "the name is too long for this file system",
+}
+
+
+def write_fault(error: BaseException, path: Path | None = None) -> UserError | None:
+    """The text for any exception that can only come from writing (full disk, read-only); None for all others."""
+    if not isinstance(error, OSError) or error.errno not in _ONLY_WRITING:
+        return None
+    return cannot_write(error, path or Path(error.filename or "the output"))
+
+
+def cannot_write(error: OSError, path: Path) -> UserError:
+    """The text for an ``OSError`` that is known to come from writing ``path``, whatever its code."""
+    reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+    return UserError(
+        f"Cannot write {path}: {reason}. "
+        "Free space or allow writing there, or choose another folder with paths.outputs=DIR."
+    )
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Writes a whole file or leaves what was there.
+
+    Raises:
+        UserError: the folder is read-only, the disk is full, or a parent is not a folder.
+    """
+    payload = data.encode() if isinstance(data, str) else data
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_UMASK)
+        temporary.replace(path)
+        temporary = None
+    except OSError as error:
+        raise cannot_write(error, path) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty temporary sibling of ``path`` that takes its place when the block ends well.
+
+    An earlier folder of that name is kept until the new one is whole. Errors of the block that have nothing to do
+    with writing (an input that cannot be read) pass through unchanged; nothing is left behind either way.
+
+    Raises:
+        UserError: writing failed (read-only, disk full).
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent))
+        temporary.chmod(0o777 & ~_UMASK)
+    except OSError as error:
+        raise cannot_write(error, path) from error
+    try:
+        yield temporary
+        _replace_folder(temporary, path)
+    except OSError as error:
+        is_ours = isinstance(error.filename, str) and Path(error.filename).is_relative_to(temporary)
+        if is_ours and error.errno in _REASONS:
+            raise cannot_write(error, path) from error
+        if (fault := write_fault(error, path)) is not None:
+            raise fault from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    if not path.exists():
+        new.replace(path)
+        return
+    old = new.with_suffix(".old")
+    path.replace(old)
+    try:
+        new.replace(path)
+    except OSError:
+        old.replace(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes sorted, indented JSON.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+        UserError: as ``atomic_write``.
+    """
+    atomic_write(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,224 @@
+"""Run folders: named by their content, worked on by one process at a time, skipped when done.
+
+``<outputs>/runs/<what>-<title>-<hash>/`` holds ``config.yaml``, ``status.json``, ``run.log``, whatever the job keeps
+to go on from, and at the end ``result.json``, which alone says that the run is done.
+"""
+
+import contextlib
+import copy
+import datetime
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from filelock import FileLock, Timeout
+
+from launch.errors import UserError
+from launch.files import atomic_write, cannot_write, write_json
+from launch.provenance import provenance
+
+SCHEMA_VERSION = 1
+# Keys that do not decide the result: where it goes, how it is watched, which processor computes it.
+NOT_HASHED = (
+    "paths", "logger", "resume", "sweep", "data.num_workers", "trainer.accelerator", "trainer.strategy",
+    "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps", "trainer.profiler",
+    "trainer.enable_autolog_hparams",
+)  # fmt: skip
+
+
+class RunBusyError(UserError):
+    """Another process works on this run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One piece of work and its folder.
+
+    Attributes:
+        path: the run's folder; it exists.
+        name: the folder's name, ``<what>-<title>-<hash>``.
+        hash: ten hex digits over everything that decides the result; stable from machine to machine.
+        config: the validated config as plain values.
+        resume: whether an earlier attempt may have left something in ``path`` to go on from.
+        group: name of the sweep that the run belongs to, the same whenever the sweep is run; None for a single run.
+        is_main: False in the further processes of a distributed run, which write nothing here.
+    """
+
+    path: Path
+    name: str
+    hash: str
+    config: dict[str, Any]
+    resume: bool
+    group: str | None
+    is_main: bool
+
+    def provenance(self) -> dict[str, Any]:
+        """Versions, commit and machine: see ``launch.provenance``."""
+        return provenance()
+
+    @property
+    def result_file(self) -> Path:
+        """Where the result is, once there is one."""
+        return self.path / "result.json"
+
+
+def content_hash(what: str, config: dict[str, Any]) -> str:
+    """Ten hex digits over the keys that decide the result; ``NOT_HASHED`` lists the others.
+
+    A list of devices counts by its length: which ones does not matter, how many does (each gets its own batch).
+    """
+    kept = copy.deepcopy(config)
+    for key in NOT_HASHED:
+        *parents, last = key.split(".")
+        node: Any = kept
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(last, None)
+    trainer = kept.get("trainer")
+    if isinstance(trainer, dict) and isinstance(trainer.get("devices"), list):
+        trainer["devices"] = len(trainer["devices"])
+    text = json.dumps({"what": what, "config": kept}, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def describe_run(what: str, title: str, config: dict[str, Any], group: str | None = None) -> Run:
+    """The run that a config stands for, before anything is written."""
+    digest = content_hash(what, config)
+    name = f"{what}-{title}-{digest}"
+    path = Path(config["paths"]["outputs"]) / "runs" / name
+    restart = config.get("resume") == "restart"
+    is_main = is_main_process()
+    resume = path.exists() and not (restart and is_main)
+    return Run(path, name, digest, config, resume, group, is_main)
+
+
+def is_main_process() -> bool:
+    """False in the processes that Lightning, torchrun or SLURM started beside the first of a distributed run."""
+    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+    return all(rank in ("0", "") for rank in ranks)
+
+
+@contextlib.contextmanager
+def claim(run: Run) -> Iterator[None]:
+    """Keeps other processes off the run; the system gives the claim back when this one dies, even by SIGKILL.
+
+    Raises:
+        RunBusyError: another process has it; says which.
+        UserError: the outputs folder cannot be written.
+    """
+    if not run.is_main:
+        yield
+        return
+    folder = run.path.parent / ".locks"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{run.name}.lock")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunBusyError(f"{run.name} is being worked on {_by_whom(run)}; nothing was done here.") from error
+    except OSError as error:
+        raise cannot_write(error, folder) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def prepare(run: Run) -> None:
+    """Makes the folder; ``resume=restart`` first sets an earlier one aside, where it stays until the new run is done.
+
+    Raises:
+        UserError: the outputs folder cannot be written.
+    """
+    if not run.is_main:
+        return
+    try:
+        if run.path.exists() and not run.resume:
+            aside = set_aside_path(run)
+            if aside.exists():  # a restart that never ended: what it replaced is worth more
+                shutil.rmtree(run.path)
+            else:
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                run.path.replace(aside)
+        run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(error, run.path) from error
+    atomic_write(run.path / "config.yaml", yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
+
+
+def finish(run: Run, made_with: dict[str, Any], returned: dict[str, Any], started: str) -> dict[str, Any]:
+    """Writes ``result.json``: what the job returned, and what identifies it. Returns its content.
+
+    Raises:
+        UserError: the result holds a number that is not finite, or cannot be written.
+    """
+    if bad := list(_not_finite(returned, "")):
+        raise UserError(
+            f"The result of {run.name} is not finite: {', '.join(bad)}. Did the training diverge? See its log."
+        )
+    what, _, _ = run.name.partition("-")
+    result = {
+        **returned, **made_with, "schema_version": SCHEMA_VERSION, "what": what, "run": run.name, "hash": run.hash,
+        "name": run.config.get("name"), "seed": run.config.get("seed"), "started": started, "ended": now(),
+    }  # fmt: skip
+    write_json(run.result_file, result)
+    shutil.rmtree(set_aside_path(run), ignore_errors=True)
+    return result
+
+
+def read_result(run: Run) -> dict[str, Any] | None:
+    """The result of a run that is done, None for any other."""
+    return _read_json(run.result_file)
+
+
+def write_status(run: Run, state: str, command: list[str], started: str, error: str | None = None) -> None:
+    """Writes ``status.json``; ``state`` is running, done, failed or interrupted."""
+    status = {
+        "state": state, "error": error, "started": started, "ended": None if state == "running" else now(),
+        "pid": os.getpid(), "host": socket.gethostname(), "command": command,
+    }  # fmt: skip
+    write_json(run.path / "status.json", status)
+
+
+def set_aside_path(run: Run) -> Path:
+    """Where ``resume=restart`` keeps the earlier folder until the new run is done."""
+    return run.path.parent / ".aside" / run.name
+
+
+def now() -> str:
+    """Local time with its offset, to the second."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _by_whom(run: Run) -> str:
+    status = _read_json(run.path / "status.json")
+    if status is None or status.get("state") != "running":
+        return "by another process"
+    return f"by process {status['pid']} on {status['host']} since {status['started']}"
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _not_finite(value: Any, key: str) -> Iterator[str]:
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        yield f"{key}={value}"
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _not_finite(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            yield from _not_finite(item, f"{key}[{place}]")

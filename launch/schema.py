@@ -1,0 +1,193 @@
+"""What a training config may hold. Defaults live in ``conf/``; each field's description is what its error says.
+
+``TrainConfig.checks`` are the faults between fields: ``(keys, function of their values)``. A check runs when none of
+its keys has a fault of its own, so that one command reports everything that is wrong with it.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from launch import checks
+
+Check = tuple[tuple[str, ...], Callable[..., Iterator[str]]]
+
+
+def _number_as_text(value: object) -> object:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number else value  # name=2024 is a name, root=2024 a folder
+
+
+Text = Annotated[str, BeforeValidator(_number_as_text), Field(min_length=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Strength = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[Text, Field(pattern=r"^[a-z0-9_]+$")]
+
+
+class Strict(BaseModel):
+    """No unknown key, no silent conversion."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Augment(Strict):
+    """Random changes of the training images."""
+
+    hflip: bool = Field(description="true or false")
+    vflip: bool = Field(description="true or false")
+    rotate: float = Field(ge=0, le=180, description="degrees to either side, 0 to 180")
+    scale: float = Field(ge=0, lt=1, description="a fraction from 0 (none) to below 1")
+    translate: float = Field(ge=0, lt=1, description="a fraction of the side from 0 (none) to below 1")
+    brightness: Strength = Field(description="a fraction from 0 (none) to 1")
+    contrast: Strength = Field(description="a fraction from 0 (none) to 1")
+    saturation: Strength = Field(description="a fraction from 0 (none) to 1")
+    hue: float = Field(ge=0, le=0.5, description="a fraction of the colour circle from 0 (none) to 0.5")
+
+
+class Task(Strict):
+    """What is learned."""
+
+    name: Name | None = Field(description="a name of a-z, 0-9 and _, or null (then name=... is demanded)")
+    kind: Literal["classification", "regression", "keypoints"] = Field(
+        description="classification, regression or keypoints"
+    )
+    target: str | None = Field(description="a column of the records, or null (label, value or points)")
+    metric: Literal["accuracy", "macro_f1", "rmse", "nme"] = Field(description="accuracy, macro_f1, rmse or nme")
+    augment: Augment | None = Field(description="a mapping (hflip, rotate, ...) or null")
+    eye_corners: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)] | None = Field(
+        default=None, description="the numbers of two points [i,j]; null unless task.kind is keypoints"
+    )
+    flip_index: list[Annotated[int, Field(ge=0)]] | None = Field(
+        default=None, description="each point's number after a horizontal flip, [i,j,...], or null (no flip)"
+    )
+
+
+class Data(BaseModel):
+    """Where images come from: the keys shared by all sources; the rest are the source's own arguments."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    source: str = Field(alias="_target_", description="a class of ours such as datamodules.image_csv.ImageCsv")
+    size: Literal["full"] | Annotated[int, Field(ge=1)] = Field(description="a number of examples, 1 or more, or full")
+    classes: list[Text] | dict[Text, list[Text]] | None = Field(
+        description="null (all), a list of class names to keep, or a mapping new: [old, ...]"
+    )
+    val_fraction: Fraction = Field(description="a fraction between 0 and 1")
+    test_fraction: Fraction = Field(description="a fraction between 0 and 1")
+    split_seed: int = Field(ge=0, description="a whole number, 0 or more")
+    fit: Literal["crop", "pad", "squash"] | None = Field(description="crop, pad, squash or null (the source's own)")
+    max_pixels: int = Field(ge=1, description="a whole number of pixels, 1 or more")
+    max_broken: float = Field(ge=0, le=1, description="a fraction from 0 to 1")
+    batch_size: int = Field(ge=1, description="a whole number, 1 or more")
+    num_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(description="auto or a whole number, 0 or more")
+
+    def arguments(self) -> dict[str, Any]:
+        """The source's keyword arguments, ``root`` among them."""
+        return dict(self.model_extra or {})
+
+
+class Backbone(Strict):
+    """Which Vision Transformer, with which weights."""
+
+    name: Text = Field(description="a timm model name")
+    weights: Text = Field(description="hub, package or the path of a .safetensors file")
+    image_size: int = Field(ge=8, le=4096, description="pixels of a side, 8 to 4096")
+
+
+class Lora(Strict):
+    """The adapter."""
+
+    rank: int = Field(ge=0, description="a whole number, 0 (head only, frozen backbone) or more")
+    alpha: Annotated[float, Field(gt=0)] | None = Field(description="a number above 0, or null (= rank)")
+    targets: Annotated[list[Literal["q", "k", "v", "proj", "mlp"]], Field(min_length=1)] = Field(
+        description="a list of q, k, v, proj, mlp, e.g. [k,v]"
+    )
+    dropout: float = Field(ge=0, lt=1, description="a fraction from 0 to below 1")
+    init_seed: Literal["shared", "per_task"] = Field(description="shared or per_task")
+
+
+class Optimizer(Strict):
+    """Adam."""
+
+    lr: float = Field(gt=0, le=10, description="a number above 0, at most 10")
+    head_lr: float = Field(gt=0, le=10, description="a number above 0, at most 10")
+    weight_decay: float = Field(ge=0, le=10, description="a number from 0 to 10")
+    warmup: float = Field(ge=0, lt=1, description="a fraction of all steps, from 0 to below 1")
+
+
+class EarlyStopping(Strict):
+    """When to stop before ``trainer.max_epochs``."""
+
+    patience: Annotated[int, Field(ge=1)] | None = Field(description="a number of epochs, 1 or more, or null (never)")
+
+
+class Wandb(Strict):
+    """Weights & Biases."""
+
+    project: Text = Field(description="a project name")
+    entity: Text | None = Field(description="a user or team name, or null (your default)")
+    mode: Literal["auto", "online", "offline"] = Field(description="auto (online when logged in), online or offline")
+
+
+class Logger(Strict):
+    """Loggers beside the CSV, which is always written."""
+
+    wandb: Wandb | None = Field(default=None, description="a mapping (project, entity, mode)")
+    tensorboard: bool = Field(default=False, description="true or false")
+
+
+class Sweep(Strict):
+    """Only meant for ``-m``."""
+
+    name: Name | None = Field(description="a name of a-z, 0-9 and _, or null (made from the command)")
+    fail_fast: bool = Field(description="true or false")
+
+
+class Paths(Strict):
+    """Folders, relative to the working directory."""
+
+    outputs: Text = Field(description="a folder")
+    data: Text = Field(description="a folder")
+
+
+class TrainConfig(Strict):
+    """Config of ``train.py``."""
+
+    name: Name = Field(description="a name of a-z, 0-9 and _")
+    task: Task
+    data: Data
+    backbone: Backbone
+    lora: Lora
+    optimizer: Optimizer
+    early_stopping: EarlyStopping
+    trainer: dict[str, Any] = Field(description="a mapping of Lightning Trainer arguments")
+    logger: Logger = Field(default_factory=Logger, description="logger=wandb, csv or tensorboard")
+    seed: int = Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295")
+    resume: Literal["auto", "restart"] = Field(description="auto (go on where a run stopped) or restart (do it anew)")
+    sweep: Sweep
+    paths: Paths
+
+    checks: ClassVar[tuple[Check, ...]] = (
+        (("task.kind", "task.metric"), checks.metric_of_kind),
+        (("task.kind", "task.eye_corners"), checks.eye_corners),
+        (("task.kind", "task.flip_index", "task.augment"), checks.flip),
+        (("task.kind", "data.classes"), checks.classes),
+        (("data.val_fraction", "data.test_fraction"), checks.fractions),
+        (("lora.targets",), checks.targets),
+        (("backbone.weights",), checks.weights),
+        (("data",), checks.source_arguments),
+        (("trainer",), checks.trainer_arguments),
+        (("trainer", "hydra.multirun"), checks.one_process_a_job),
+    )
+
+    @model_validator(mode="after")
+    def _name_of_generic_task(self) -> "TrainConfig":
+        if self.task.name is None:
+            self.task.name = self.name
+        return self
+
+    @property
+    def title(self) -> str:
+        """The readable part of the run's name."""
+        return f"{self.name}-r{self.lora.rank}-s{self.seed}"

@@ -1,0 +1,331 @@
+"""The checking of commands: every shipped yaml is good, and every fault is told in plain words."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import version
+
+from launch import checks
+from launch.compose import Composer
+from launch.config import find_faults, first_config, validated
+from launch.schema import TrainConfig
+from launch.signature import arguments
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+OWN = ("task=classification", "name=leaves", "data=image_folder", "data.root=pictures")
+GROUPS = ("task", "data", "backbone", "lora", "trainer", "logger", "experiment")
+
+
+def options(group: str) -> list[str]:
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml") if file.stem != "base")
+
+
+@pytest.fixture(scope="module")
+def composer() -> Composer:
+    version.setbase("1.3")
+    return Composer("train", CONF)
+
+
+@pytest.fixture
+def faults(composer):
+    def find(*overrides: str, multirun: bool = False, complete: bool = True) -> list[str]:
+        command = composer.parse(list(overrides), multirun)
+        return find_faults(composer, TrainConfig, command, multirun, complete)
+
+    return find
+
+
+@pytest.fixture
+def config(composer):
+    def read(*overrides: str) -> TrainConfig:
+        command = composer.parse(list(overrides), multirun=False)
+        assert find_faults(composer, TrainConfig, command, multirun=False) == []
+        return TrainConfig.model_validate(first_config(composer, command))
+
+    return read
+
+
+def fitting(task: str) -> list[str]:
+    """What a task demands of the command, and what a dataset's defaults must give up for it."""
+    kind = (CONF / "task" / f"{task}.yaml").read_text(encoding="utf-8").partition("kind: ")[2].split()[0]
+    more = [] if kind == "classification" else ["data.classes=null"]
+    return [*more, "task.eye_corners=[0,1]"] if kind == "keypoints" else more
+
+
+@pytest.mark.parametrize("task", options("task"))
+def test_every_task_with_every_dataset(faults, task):
+    for data in options("data"):
+        found = faults(f"task={task}", f"data={data}", "name=mine", "data.root=here", *fitting(task))
+        assert found == [], f"task={task} data={data}"
+
+
+@pytest.mark.parametrize("group", ["backbone", "lora", "trainer", "logger"])
+def test_every_option(faults, group):
+    for option in options(group):
+        assert faults(*OWN, f"{group}={option}") == [], f"{group}={option}"
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_experiment(faults, experiment):
+    assert faults(f"experiment={experiment}") == []
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file for group in GROUPS for file in (CONF / group).glob("*.yaml")],
+    ids=lambda file: f"{file.parent.name}/{file.stem}",
+)
+def test_every_yaml_opens_with_the_command_that_uses_it(file):
+    head = file.read_text(encoding="utf-8").splitlines()[:2]
+    assert any(line.startswith("# ") and "python train.py " in line for line in head)
+
+
+def test_a_named_task_brings_its_name_and_dataset(config):
+    found = config("task=galaxy")
+    assert (found.name, found.data.source) == ("galaxy", "datamodules.galaxy10.Galaxy10")
+    assert config("task=galaxy", "data=image_folder", "data.root=x").data.source.endswith("ImageFolder")
+    assert config("experiment=demo", "data=image_folder", "data.root=x").data.source.endswith("ImageFolder")
+
+
+def test_a_generic_task_takes_the_name_given(config):
+    found = config(*OWN)
+    assert (found.name, found.task.name, found.title) == ("leaves", "leaves", "leaves-r16-s0")
+
+
+def test_data_arguments_are_apart_from_the_pipeline(config):
+    found = config(*OWN[:2], "data=image_csv", "data.root=x", "data.csv={train: a.csv, test: b.csv}")
+    expected = {"root": "x", "kind": "classification", "csv": {"train": "a.csv", "test": "b.csv"}}
+    assert found.data.arguments() == expected
+
+
+@pytest.mark.parametrize("spelling", ["trainer.limit_train_batches", "+trainer.limit_train_batches"])
+def test_any_trainer_argument_with_or_without_plus(config, composer, spelling):
+    assert config(*OWN, f"{spelling}=0.5").trainer["limit_train_batches"] == 0.5
+    assert composer.for_hydra([f"{spelling}=0.5"]) == ["++trainer.limit_train_batches=0.5"]
+
+
+def test_loggers_can_be_combined_or_left_out(config):
+    both = config(*OWN, "logger=[wandb,tensorboard]").logger
+    assert both.wandb is not None
+    assert both.tensorboard
+    none = config(*OWN, "~logger").logger
+    assert none.wandb is None
+    assert not none.tensorboard
+
+
+def test_paths_with_equals_sign_and_comma(config):
+    assert config(*OWN, "data.root='a=b,c'").data.arguments()["root"] == "a=b,c"
+
+
+FAULTS = [
+    ("lora.rnk=8", "lora.rnk=8: unknown key. Did you mean 'lora.rank'?"),
+    ("+lora.rnk=8", "lora.rnk=8: unknown key. Did you mean 'lora.rank'?"),
+    ("++lora.rnk=8", "lora.rnk=8: unknown key. Did you mean 'lora.rank'?"),
+    ("rank=8", "rank=8: unknown key. Did you mean 'lora.rank'?"),
+    ("tsk=galaxy", "tsk=galaxy: unknown key. Did you mean 'task'?"),
+    ("sede=3", "sede=3: unknown key. Did you mean 'seed'?"),
+    ("task.augment.hflp=true", "task.augment.hflp=true: unknown key. Did you mean 'task.augment.hflip'?"),
+    ("lora.rank=abc", "lora.rank=abc: must be a whole number, 0 (head only, frozen backbone) or more."),
+    ("lora.rank=-1", "lora.rank=-1: must be a whole number, 0 (head only, frozen backbone) or more."),
+    ("lora.rank=1.5", "lora.rank=1.5: must be a whole number, 0 (head only, frozen backbone) or more."),
+    ("lora.rank=true", "lora.rank=true: must be a whole number, 0 (head only, frozen backbone) or more."),
+    ("lora.rank=null", "lora.rank=null: must be a whole number, 0 (head only, frozen backbone) or more."),
+    ("lora.rank.x=3", "lora.rank={x:3}: must be a whole number, 0 (head only, frozen backbone) or more."),
+    ("lora.alpha=0", "lora.alpha=0: must be a number above 0, or null (= rank)."),
+    ("lora.targets=[k,w]", "lora.targets=[k,w]: must be a list of q, k, v, proj, mlp, e.g. [k,v]."),
+    ("lora.targets=[k,k]", "lora.targets=[k,k]: a target is named twice."),
+    ("lora.init_seed=shard", "lora.init_seed=shard: must be shared or per_task. Did you mean 'shared'?"),
+    ("optimizer.lr=fast", "optimizer.lr=fast: must be a number above 0, at most 10."),
+    ("optimizer=3", "optimizer=3: must be a section with lr, head_lr, weight_decay, warmup."),
+    ("~seed", "seed is missing: give seed=..., a whole number from 0 to 4294967295."),
+    ("~lora.alpho", "~lora.alpho: there is no such key to delete. Did you mean 'alpha'?"),
+    ("name=Leaves", "name=Leaves: must be a name of a-z, 0-9 and _."),
+    ("name=a/b", "name=a/b: must be a name of a-z, 0-9 and _."),
+    ("seed=-1", "seed=-1: must be a whole number from 0 to 4294967295."),
+    ("data.size=none", "data.size=none: must be a number of examples, 1 or more, or full."),
+    ("data.size=0", "data.size=0: must be a number of examples, 1 or more, or full."),
+    ("data.classes=[a]", "data.classes=[a]: a classification needs at least two classes."),
+    ("data.classes={x:[a],y:[a]}", "data.classes={x:[a],y:[a]}: named more than once: a."),
+    (
+        "data.val_fraction=0.9",
+        "data.val_fraction=0.9 and data.test_fraction=0.15: together they must be below 1.",
+    ),
+    ("data.root=", "data.root=: must not be empty; null means none."),
+    ("data.nam=x", "data.nam=x: unknown argument of data source ImageFolder. Did you mean 'name'?"),
+    ("data.name=[x]", "data.name=[x]: must be text or null."),
+    ("data.batchsize=3", "data.batchsize=3: unknown argument of data source ImageFolder. Did you mean 'batch_size'?"),
+    (
+        "task.metric=rmse",
+        "task.metric=rmse: a classification task is measured by accuracy or macro_f1.",
+    ),
+    (
+        "task.eye_corners=[1,2]",
+        "task.eye_corners=[1,2]: only a keypoints task has points; this one is classification.",
+    ),
+    (
+        "trainer.max_epohcs=3",
+        "trainer.max_epohcs=3: unknown argument of Lightning's Trainer. Did you mean 'max_epochs'?",
+    ),
+    ("trainer.max_epochs=many", "trainer.max_epochs=many: must be a whole number or null."),
+    (
+        "trainer.max_epochs=0",
+        "trainer.max_epochs=0: must be 1 or more, or -1 (until early stopping or trainer.max_time).",
+    ),
+    ("trainer.logger=true", "trainer.logger=true: not set here; choose it with logger=wandb, csv or tensorboard."),
+    ("paths.outputs=", "paths.outputs=: must be a folder."),
+    ("task=galxy", "task=galxy: no such option. Did you mean 'galaxy'? Known: "),
+    ("data=base", "data=base: no such option. Known: "),
+    ("data=null", "data=null: one is needed. Known: "),
+    ("logger=[csv,wandbb]", "logger=wandbb: no such option. Did you mean 'wandb'? Known: csv, tensorboard, wandb."),
+    ("merge=cat", "merge=cat: unknown key. Known: "),
+    ("lora.rank", "lora.rank: cannot be read. An override is written key=value."),
+    ("lora.targets=[k,v", "lora.targets=[k,v: cannot be read. No viable alternative at input '[k,v'."),
+    ("data.root=a=b", "data.root=a=b: cannot be read. "),
+    (
+        "lora.rank=8,16",
+        "lora.rank=8,16: several values make a sweep, which needs -m. A list is written lora.rank=[8,16]",
+    ),
+    ("seed=range(0,3)", "seed=range(0,3): several values make a sweep, which needs -m."),
+    ("hydra.job.chdr=true", "hydra.job.chdr: unknown key. Did you mean 'chdir'?"),
+    ("hydra/launcher=jblib", "hydra/launcher=jblib: no such option. Known: "),
+    ("paths.data=${paths.dta}", "paths.data: Interpolation key 'paths.dta' not found"),
+    ("backbone.weights=hubb", "backbone.weights=hubb: no such file (looked in "),
+    ("data._target_=os.system", "data._target_=os.system: no such data source of ours. Known: "),
+    (
+        "data._target_=datamodules.image_folder.Path",
+        "data._target_=datamodules.image_folder.Path: no such data source of ours.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("override", "text"), FAULTS, ids=[override for override, _ in FAULTS])
+def test_fault(faults, override, text):
+    found = faults(*OWN, override)
+    assert len(found) == 1, found
+    assert found[0].startswith(text)
+    assert " +" not in found[0], "the way out is never to add a dead key"
+
+
+def test_missing_values(faults):
+    assert faults("task=keypoints") == [
+        "name is missing: this task has no name of its own; give name=..., a name of a-z, 0-9 and _.",
+        "data is missing: this task has no dataset of its own; give data=image_folder, data=image_csv or another.",
+        "data.root is missing: give data.root=DIR, the folder of the dataset.",
+        "task.eye_corners is missing: give task.eye_corners=..., the numbers of two points [i,j]; "
+        "null unless task.kind is keypoints.",
+    ]
+    assert faults("task=keypoints", complete=False) == []  # --cfg job still shows it
+
+
+def test_everything_at_once(faults):
+    found = faults(
+        "task=classification", "data=image_csv", "backbone=vit_larg", "lora.rnk=8", "lora.rank=-1", "+foo.bar=1",
+        "trainer.max_epohcs=3", "data.csvs=a", "name=A", "optimizer.lr", "data.val_fraction=2", "task.metric=nme",
+    )  # fmt: skip
+    keys = [
+        "backbone=vit_larg:", "optimizer.lr:", "name=A:", "data.val_fraction=2:", "lora.rank=-1:", "lora.rnk=8:",
+        "foo={bar:1}:", "data.root is missing:", "task.metric=nme:", "data.csvs=a:", "trainer.max_epohcs=3:",
+    ]  # fmt: skip
+    assert sorted(text.split(" ")[0].rstrip(":") for text in found) == sorted(
+        key.split(" ")[0].rstrip(":") for key in keys
+    )
+
+
+def test_keypoints(faults):
+    own = ("task=keypoints", "name=face", "data=image_csv", "data.root=x")
+    assert faults(*own, "task.eye_corners=[36,36]") == ["task.eye_corners=[36,36]: the two points must differ."]
+    assert faults(*own, "task.eye_corners=[0,1]", "task.augment.hflip=true")[0].startswith(
+        "task.augment.hflip=true: after"
+    )
+    flip = (*own, "task.eye_corners=[0,1]", "task.augment.hflip=true")
+    assert faults(*flip, "task.flip_index=[1,0,2]") == []
+    assert faults(*flip, "task.flip_index=[1,2,0]")[0].startswith("task.flip_index=[1,2,0]: must hold each number")
+    assert faults(*own, "task.eye_corners=[0,1]", "data.classes=[a,b]")[0].startswith(
+        "data.classes=[a,b]: a keypoints task"
+    )
+
+
+def test_sweep_checks_each_value_with_the_first_of_the_others(composer, faults):
+    found = faults(
+        *OWN, "lora.rank=0,abc,-3", "trainer=auto,ddp", "seed=range(0,3)", "task=glob(class*)", multirun=True
+    )
+    rank = "must be a whole number, 0 (head only, frozen backbone) or more."
+    assert found[0].startswith("trainer.devices=auto, trainer.strategy=ddp in a sweep (-m): Lightning starts")
+    assert found[0].endswith("(With trainer=ddp.)")
+    assert found[1:] == [f"lora.rank=abc: {rank}", f"lora.rank=-3: {rank}"]
+    command = composer.parse(["lora.rank=1,2,3", "seed=1,2,3,4", "trainer=auto,cpu"], multirun=True)
+    assert len(list(composer.points(command))) == 1 + 2 + 3 + 1
+
+
+def test_globs_leave_hidden_options_out(composer):
+    assert composer.for_hydra(["data=glob(*)"]) == [f"data={','.join(options('data'))}"]
+
+
+def test_a_broken_recipe_is_named_and_the_rest_still_checked(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "typo.yaml").write_text("# @package _global_\nlora: {rnk: 8}\nseed: x\n")
+    (tmp_path / "experiment" / "gone.yaml").write_text("# @package _global_\ndefaults: [override /backbone: vit_bse]\n")
+    (tmp_path / "experiment" / "yaml.yaml").write_text("# @package _global_\nlora: {rank: 8\n")
+    composer = Composer("train", CONF, extra=str(tmp_path))
+    found = {}
+    for name in ("typo", "gone", "yaml"):
+        command = composer.parse([*OWN, f"experiment={name}", "lora.alpha=-1"], multirun=False)
+        found[name] = find_faults(composer, TrainConfig, command, multirun=False)
+    alpha = "lora.alpha=-1: must be a number above 0, or null (= rank)."
+    assert found["typo"] == [
+        alpha,
+        "lora.rnk=8: unknown key. Did you mean 'lora.rank'? (Set in experiment/typo.yaml.)",
+        "seed=x: must be a whole number from 0 to 4294967295. (Set in experiment/typo.yaml.)",
+    ]
+    assert found["gone"][0].startswith(
+        "experiment/gone.yaml: backbone=vit_bse: no such option. Did you mean 'vit_base'? Known: "
+    )
+    assert found["gone"][1:] == [alpha]
+    assert len(found["yaml"]) == 2
+
+
+def test_trainer_signature_is_lightnings():
+    import lightning as L  # what the source text is compared with
+
+    signature = checks.trainer_signature()
+    accepted = set(L.Trainer.__init__.__wrapped__.__kwdefaults__)
+    assert set(signature) == accepted
+    assert signature["max_epochs"].kinds == {"int", "null"}
+    assert signature["limit_train_batches"].allows(1)
+    assert not signature["limit_train_batches"].allows("x")
+
+
+def test_signature_of_a_class_without_init_is_its_bases(tmp_path):
+    (tmp_path / "pack").mkdir()
+    base = "class Base:\n    def __init__(self, root: 'str | Path', *, size: int | None = None, any=3): ...\n"
+    (tmp_path / "pack" / "base.py").write_text(base)
+    (tmp_path / "pack" / "one.py").write_text("from pack.base import Base\nclass One(Base): ...\n")
+    found = arguments(tmp_path / "pack" / "one.py", "One")
+    assert found is not None
+    assert {name: (argument.kinds, argument.required) for name, argument in found.items()} == {
+        "root": ({"str"}, True), "size": ({"int", "null"}, False), "any": (None, False),
+    }  # fmt: skip
+    assert arguments(tmp_path / "pack" / "one.py", "Two") is None
+
+
+def test_checking_imports_nothing_heavy():
+    script = (
+        "import sys\nfrom pathlib import Path\nimport launch.app\n"
+        "from launch.compose import Composer\nfrom launch.config import find_faults\n"
+        "from launch.schema import TrainConfig\n"
+        "composer = Composer('train', Path('conf'))\n"
+        "find_faults(composer, TrainConfig, composer.parse(['lora.rnk=8'], False), False)\n"
+        "print(sorted({'torch', 'lightning', 'pandas', 'wandb', 'timm', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_validated_model_of_a_composed_config(composer):
+    composed = composer.compose(("task=classification", "data=image_folder"), [])
+    assert composed is not None
+    composed.merge_with({"name": "x", "data": {"root": "y"}, "lora": {"rank": 3}})
+    assert validated(composed, TrainConfig).lora.rank == 3

@@ -1,0 +1,120 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.errors import UserError, nearest
+from launch.files import atomic_folder, atomic_write, sha256_file, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_atomic_write_makes_folders_and_replaces(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    atomic_write(path, "one")
+    atomic_write(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [file.name for file in path.parent.iterdir()] == ["b.txt"]
+
+
+def test_new_files_and_folders_follow_the_umask(tmp_path):
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    atomic_write(tmp_path / "file", "x")
+    with atomic_folder(tmp_path / "folder"):
+        pass
+    (tmp_path / "plain_folder").mkdir()
+    assert (tmp_path / "file").stat().st_mode == plain.stat().st_mode
+    assert (tmp_path / "folder").stat().st_mode == (tmp_path / "plain_folder").stat().st_mode
+
+
+def test_file_in_place_of_a_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"Cannot write .*file/x.txt: a part of its path is a file, not a folder"):
+        atomic_write(tmp_path / "file" / "x.txt", "")
+    with (
+        pytest.raises(UserError, match=r"Cannot write .*paths.outputs=DIR"),
+        atomic_folder(tmp_path / "file" / "folder"),
+    ):
+        pass
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    """A file size limit stands for a full disk: the write itself fails half-way."""
+    target = tmp_path / "big.bin"
+    target.write_text("old")
+    script = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from launch.files import atomic_write, atomic_folder; from launch.errors import UserError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "path = Path(sys.argv[1])\n"
+        "try: atomic_write(path, b'x' * 5000)\n"
+        "except UserError as error: print(error)\n"
+        "try:\n"
+        "    with atomic_folder(path.parent / 'folder') as folder: (folder / 'part').write_bytes(b'x' * 5000)\n"
+        "except UserError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(target)], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == ""
+    first, second = done.stdout.splitlines()
+    assert first.startswith(f"Cannot write {target}: the file is larger than this system allows. Free space")
+    assert second.startswith(f"Cannot write {tmp_path / 'folder'}")
+    assert target.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["big.bin"]
+
+
+def test_atomic_folder_replaces_as_a_whole(tmp_path):
+    path = tmp_path / "bundle"
+    for content in ("one", "two"):
+        with atomic_folder(path) as folder:
+            (folder / content).write_text(content)
+            assert not (path / content).exists()
+    assert [file.name for file in path.iterdir()] == ["two"]
+    assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), FileNotFoundError(2, "No such file", "/input.jpg")])
+def test_atomic_folder_passes_errors_of_the_block_on(tmp_path, error):
+    """A missing input is not a fault of writing; nothing of the new folder stays."""
+    path = tmp_path / "bundle"
+    with atomic_folder(path) as folder:
+        (folder / "old").write_text("")
+
+    def fail() -> None:
+        with atomic_folder(path) as folder:
+            (folder / "new").write_text("")
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        fail()
+    assert caught.value is error
+    assert [file.name for file in path.iterdir()] == ["old"]
+    assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_unreadable_input_in_a_block_is_not_said_to_be_unwritable(tmp_path):
+    error = PermissionError(13, "Permission denied", str(tmp_path / "input.jpg"))
+    with pytest.raises(PermissionError) as caught, atomic_folder(tmp_path / "bundle"):
+        raise error
+    assert caught.value is error
+
+
+def test_write_json_is_sorted_and_refuses_nan(tmp_path):
+    write_json(tmp_path / "x.json", {"b": "ä", "a": [1.5]})
+    assert (tmp_path / "x.json").read_text(encoding="utf-8") == '{\n  "a": [\n    1.5\n  ],\n  "b": "ä"\n}\n'
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["b"] == "ä"
+
+
+def test_sha256_file(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_nearest():
+    assert nearest("galxy", ["galaxy", "emotion"]) == " Did you mean 'galaxy'?"
+    assert nearest("xyz", ["galaxy"]) == ""

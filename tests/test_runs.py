@@ -1,0 +1,256 @@
+"""Run folders, and the keeping of a job's state, with jobs that are plain functions."""
+
+import json
+import logging
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.errors import CommandError, UserError
+from launch.perform import Outcome, perform
+from launch.provenance import provenance
+from launch.runs import Run, claim, content_hash, describe_run, read_result, set_aside_path
+
+CONFIG = {
+    "name": "leaves",
+    "seed": 3,
+    "lora": {"rank": 8},
+    "data": {"root": "x", "batch_size": 64, "num_workers": "auto"},
+    "trainer": {"devices": 1, "accelerator": "auto", "max_epochs": 2},
+    "logger": {"wandb": None},
+    "resume": "auto",
+    "sweep": {"name": None},
+    "paths": {"outputs": "outputs", "data": "data"},
+}
+
+
+@pytest.fixture
+def describe(tmp_path):
+    def make(**changes: object) -> Run:
+        paths = {"outputs": str(tmp_path / "outputs"), "data": "data"}
+        return describe_run("train", "leaves-r8-s3", {**CONFIG, "paths": paths, **changes})
+
+    return make
+
+
+def status(run: Run) -> dict:
+    return json.loads((run.path / "status.json").read_text(encoding="utf-8"))
+
+
+def done(run: Run) -> dict:
+    return {"metric": "accuracy", "score": 0.5}
+
+
+def test_a_run_leaves_everything_that_describes_it(describe):
+    run = describe()
+    outcome = perform(run, done, ["train.py", "seed=3"])
+    assert (outcome.state, outcome.code) == ("done", 0)
+    assert run.name == f"train-leaves-r8-s3-{run.hash}" == run.path.name
+    assert run.path.parent.name == "runs"
+    assert yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8")) == run.config
+    result = read_result(run)
+    assert result is not None
+    assert outcome.result == result
+    expected = {"schema_version": 1, "what": "train", "run": run.name, "hash": run.hash, "name": "leaves", "seed": 3}
+    assert {key: result[key] for key in expected} == expected
+    assert result["score"] == 0.5
+    assert result["versions"]["torch"]
+    assert result["python"].startswith("3.")
+    state = status(run)
+    assert (state["state"], state["error"], state["command"]) == ("done", None, ["train.py", "seed=3"])
+    assert state["started"] <= state["ended"]
+
+
+def test_a_job_cannot_change_what_identifies_its_result(describe):
+    run = describe()
+    assert perform(run, lambda run: {"hash": "other", "seed": 9}, []).result["hash"] == run.hash
+
+
+def test_while_it_runs_the_state_is_running(describe):
+    run = describe()
+    perform(run, lambda run: {"seen": status(run)["state"], "pid": status(run)["pid"]}, [])
+    result = read_result(run)
+    assert result is not None
+    assert (result["seen"], result["pid"]) == ("running", os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "same"),
+    [
+        ("paths", {"outputs": "elsewhere", "data": "there"}, True),
+        ("logger", {"wandb": {"project": "x"}}, True),
+        ("resume", "restart", True),
+        ("sweep", {"name": "x"}, True),
+        ("data", {"root": "x", "batch_size": 64, "num_workers": 3}, True),
+        ("trainer", {"devices": [2], "accelerator": "cpu", "max_epochs": 2, "enable_progress_bar": False}, True),
+        ("trainer", {"devices": 2, "accelerator": "auto", "max_epochs": 2}, False),
+        ("trainer", {"devices": 1, "accelerator": "auto", "max_epochs": 3}, False),
+        ("data", {"root": "x", "batch_size": 32, "num_workers": "auto"}, False),
+        ("data", {"root": "y", "batch_size": 64, "num_workers": "auto"}, False),
+        ("seed", 4, False),
+        ("lora", {"rank": 16}, False),
+    ],
+)
+def test_the_hash_covers_what_decides_the_result(key, value, same):
+    assert (content_hash("train", {**CONFIG, key: value}) == content_hash("train", CONFIG)) is same
+
+
+def test_the_hash_is_the_same_everywhere():
+    assert content_hash("train", {"name": "ä", "lr": 0.001, "list": [1, None]}) == "e4ba6f0da3"
+    assert content_hash("merge", {"name": "ä", "lr": 0.001, "list": [1, None]}) != "e4ba6f0da3"
+
+
+def test_a_done_run_is_skipped_and_says_where(describe, caplog):
+    caplog.set_level(logging.INFO)
+    perform(describe(), done, [])
+    outcome = perform(describe(), lambda run: pytest.fail("must not run"), [])
+    assert (outcome.state, outcome.code, outcome.result["score"]) == ("skipped", 0, 0.5)
+    assert f"Skipped, done already: {describe().result_file}" in caplog.text
+
+
+def test_half_a_result_is_no_result(describe):
+    run = describe()
+    run.path.mkdir(parents=True)
+    run.result_file.write_text("{")
+    assert perform(describe(), done, []).state == "done"
+
+
+def test_a_failed_run_is_gone_on_with(describe):
+    def fail(run: Run) -> dict:
+        (run.path / "half").write_text("")
+        raise ValueError("three is bad")
+
+    first, outcome = describe(), perform(describe(), fail, [])
+    assert (outcome.state, outcome.code, outcome.error) == ("failed", 1, "ValueError: three is bad")
+    assert (status(first)["state"], status(first)["error"]) == ("failed", "ValueError: three is bad")
+    assert "Traceback" in (first.path / "run.log").read_text(encoding="utf-8")
+    assert not first.resume
+    second = describe()
+    assert second.resume
+    assert perform(second, lambda run: {"half": (run.path / "half").exists()}, []).result["half"]
+
+
+def test_restart_keeps_the_old_run_until_the_new_one_is_done(describe):
+    def fail(run: Run) -> dict:
+        assert not run.result_file.exists()
+        raise UserError("no data")
+
+    perform(describe(), done, [])
+    assert perform(describe(resume="restart"), fail, []).state == "failed"
+    aside = set_aside_path(describe())
+    assert (aside / "result.json").exists()
+    assert perform(describe(resume="restart"), fail, []).state == "failed"
+    assert (aside / "result.json").exists(), "a second failed restart must not replace the good old run"
+    assert perform(describe(resume="restart"), lambda run: {"score": 0.7}, []).result["score"] == 0.7
+    assert not aside.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text", "traceback"),
+    [
+        (UserError("no data at X"), 1, "no data at X", False),
+        (CommandError("no such adapter"), 2, "no such adapter", False),
+        (
+            OSError(28, "No space left on device", "/x/last.ckpt"),
+            1,
+            "Cannot write /x/last.ckpt: the disk is full.",
+            False,
+        ),
+        (PermissionError(13, "Permission denied", "/x/in.jpg"), 1, "PermissionError: [Errno 13]", True),
+        (ZeroDivisionError("by zero"), 1, "ZeroDivisionError: by zero", True),
+        (SystemExit(3), 1, "the job left with exit code 3", False),
+    ],
+)
+def test_failures(describe, error, code, text, traceback):
+    def fail(run: Run) -> dict:
+        raise error
+
+    run = describe()
+    outcome = perform(run, fail, [])
+    assert (outcome.state, outcome.code) == ("failed", code)
+    assert outcome.error.startswith(text)
+    assert status(run)["error"] == outcome.error
+    log = (run.path / "run.log").read_text(encoding="utf-8")
+    assert text in log
+    assert ("Traceback" in log) is traceback
+    assert not run.result_file.exists()
+
+
+def interrupt(run: Run) -> dict:
+    raise KeyboardInterrupt
+
+
+def interrupt_as_lightning_does(run: Run) -> dict:
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        raise SystemExit(1)  # noqa: B904
+
+
+def terminate(run: Run) -> dict:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return {}
+
+
+@pytest.mark.parametrize(("job", "code"), [(interrupt, 130), (interrupt_as_lightning_does, 130), (terminate, 143)])
+def test_interruptions(describe, job, code):
+    before = signal.getsignal(signal.SIGTERM)
+    run = describe()
+    outcome = perform(run, job, [])
+    assert (outcome.state, outcome.code, status(run)["state"]) == ("interrupted", code, "interrupted")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert perform(describe(), done, []).state == "done"
+
+
+def test_a_result_must_be_finite(describe):
+    run = describe()
+    outcome = perform(run, lambda run: {"metrics": {"rmse": float("nan")}, "list": [1.0, float("inf")]}, [])
+    assert outcome.state == "failed"
+    assert outcome.error.startswith(f"The result of {run.name} is not finite: metrics.rmse=nan, list[1]=inf.")
+    assert not run.result_file.exists()
+
+
+def test_a_claimed_run_is_left_alone(describe, caplog):
+    run = describe()
+    outcomes: list[Outcome] = []
+
+    def job(run: Run) -> dict:
+        outcomes.append(perform(describe(), lambda run: pytest.fail("must not run"), []))
+        return {}
+
+    assert perform(run, job, []).state == "done"
+    assert (outcomes[0].state, outcomes[0].code) == ("busy", 1)
+    assert f"{run.name} is being worked on by process {os.getpid()} on " in outcomes[0].error
+
+
+def test_a_claim_is_given_back(describe):
+    for _ in range(2):
+        with claim(describe()):
+            pass
+
+
+@pytest.mark.parametrize("variable", ["LOCAL_RANK", "RANK", "NODE_RANK"])
+def test_further_processes_of_a_distributed_run_write_nothing(describe, monkeypatch, variable):
+    main = describe()
+    main.path.mkdir(parents=True)
+    monkeypatch.setenv(variable, "1")
+    with claim(main):  # the first process has it
+        outcome = perform(describe(), done, [])
+    assert outcome.state == "done"
+    assert list(main.path.iterdir()) == []
+
+
+def test_outputs_in_place_of_a_file(tmp_path, describe):
+    (tmp_path / "outputs").write_text("")
+    outcome = perform(describe(), done, [])
+    assert (outcome.state, outcome.code) == ("failed", 1)
+    assert outcome.error.startswith(f"Cannot write {tmp_path / 'outputs'}")
+    assert "a part of its path is a file, not a folder" in outcome.error
+
+
+def test_provenance_outside_a_checkout(tmp_path):
+    assert provenance(tmp_path)["git"] is None
+    assert set(provenance(Path(__file__).resolve().parents[1])) == {"versions", "git", "python", "platform"}
