@@ -6,6 +6,7 @@ it is; ``fused_state_dict`` goes back to a plain timm state dict.
 """
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from launch.errors import WeightsError, nearest
 from lightning_modules.low_rank import LowRankLinear, plain_lora
 
+log = logging.getLogger(__name__)
 PARTS = ("q", "k", "v")
 ADVICE = "Use one of timm's VisionTransformer models, such as vit_base_patch16_224."
 
@@ -86,11 +88,19 @@ def create_backbone(
         near = nearest(architecture, timm.list_models("*vit*"))
         raise WeightsError(f"backbone.name: timm {timm.__version__} knows no model '{name}'.{near}")
     try:
+        if pretrained:
+            log.info("Backbone %s: timm's own weights, fetched from its hub unless cached", name)
         # The pool keeps timm's own choice, so that a model without class token is seen and refused below.
         model = timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=image_size)
     except TypeError as error:  # only Vision Transformers know img_size
         raise WeightsError(f"backbone {name} is no Vision Transformer: {error}. {ADVICE}") from error
-    except (AssertionError, RuntimeError, OSError) as error:
+    except OSError as error:
+        raise WeightsError(
+            f"backbone {name}: its weights are not in the local cache and cannot be fetched from timm's hub ({error}) "
+            "Connect this machine once, or give backbone.weights=FILE.safetensors, or take backbone=dinov2_small, "
+            "whose weights come from a package index."
+        ) from error
+    except (AssertionError, RuntimeError) as error:
         raise WeightsError(
             f"backbone {name} at {image_size} px cannot be built: {error}. "
             "Choose a size that is a multiple of the model's patch, another model, "

@@ -185,6 +185,15 @@ def test_unusable_models_are_refused_by_name(name, size, words):
         assert word in str(error.value)
 
 
+def test_an_unreachable_hub_is_told_with_the_ways_out(monkeypatch):
+    def unreachable(*_, **__):
+        raise FileNotFoundError("cannot locate the file on the Hub.")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(WeightsError, match=r"hub.*backbone\.weights=FILE.*dinov2_small"):
+        create_backbone(TINY, SIZE, pretrained=True)
+
+
 def test_a_block_without_fused_qkv_is_refused(vit):
     vit.blocks[4].attn.qkv = torch.nn.Identity()
     with pytest.raises(WeightsError, match=r"blocks\.4"):
