@@ -1,0 +1,87 @@
+"""Every command of the README is run, on drawn data and a tiny backbone."""
+
+import csv
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.sample.galaxies import write_galaxy10
+from tests.runs import ROOT, draw_folder, overrides, read_results
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+
+
+def draw_csv(root, count=30):
+    """A folder with numbers (``days``) in labels.csv, or the 68 points of a face that is a dot pattern."""
+    rng = np.random.default_rng(0)
+    root.mkdir()
+    rows = []
+    for index in range(count):
+        Image.fromarray(rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(root / f"{index:02}.png")
+        rows.append([f"{index:02}.png", *(rng.uniform(4, 44, 136) if root.name == "face68" else [index])])
+    header = [f"{axis}{k}" for k in range(68) for axis in "xy"] if root.name == "face68" else ["days"]
+    with (root / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["file", *header], *rows])
+    return root
+
+
+def own_data(command, tmp_path):
+    """The folder that DIR stands for in a command."""
+    name = re.search(r"name=(\w+)", command)[1]
+    return draw_folder(tmp_path / name) if "image_folder" in command else draw_csv(tmp_path / name)
+
+
+def test_readme_begins_with_a_command():
+    lines = README.splitlines()
+    assert next(index for index, line in enumerate(lines) if line.startswith("make demo")) < 25
+    assert len(lines) <= 200
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make")])
+def test_make_targets_exist(command):
+    done = subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python")])
+def test_commands_run(command, tmp_path):
+    _, script, *arguments = shlex.split(command)
+    if "--cfg" not in arguments:
+        if "DIR" in command:
+            place = own_data(command, tmp_path)
+            arguments = [text.replace("DIR", str(place)) for text in arguments]
+        else:
+            write_galaxy10(tmp_path / "data" / "galaxy10", 60, seed=0)
+        tiny = [text for text in overrides(tmp_path, "trainer=debug") if not text.startswith(("lora", "trainer.max"))]
+        arguments += [*tiny, f"paths.data={tmp_path / 'data'}"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    if "--cfg" not in arguments:
+        jobs = 9 if "-m" in arguments else 1
+        assert len(read_results(tmp_path / "out")) == jobs
+
+
+def test_shown_faults_are_the_real_ones():
+    shown = re.search(r"```console\n\$ python (.*?)\n(.*?)```", README, flags=re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, *shlex.split(shown[1])], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    for line in shown[2].splitlines():
+        for part in line.split("..."):
+            assert part.strip() in done.stderr
+
+
+def test_python_example_names_what_exists():
+    for module, names in re.findall(r"from (lightning_modules[\w.]*) import (.+)", README):
+        found = __import__(module, fromlist=["x"])
+        assert all(hasattr(found, name.strip()) for name in names.split(","))
