@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from launch.errors import UserError
 from lightning_modules.tasks import HIGHER_IS_BETTER, Task
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def wandb_mode(wanted: str = "auto") -> str:
         return "online"
     host = os.environ.get("WANDB_BASE_URL", f"https://{WANDB_HOST}").split("//")[-1].strip("/")
     try:
-        logged_in = netrc.netrc().authenticators(host) is not None
+        logged_in = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         logged_in = False
     return "online" if logged_in else "offline"
@@ -59,7 +60,10 @@ def open_loggers(
     # Lightning empties a metrics.csv that it finds: each attempt of a resumed run gets a version of its own.
     loggers: list[Logger] = [CSVLogger(folder, name="csv", flush_logs_every_n_steps=50)]
     if tensorboard:
-        loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
+        try:
+            loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
+        except ModuleNotFoundError as error:
+            raise UserError("logger=tensorboard: TensorBoard is not installed; `pip install tensorboard`.") from error
     if wandb is None:
         yield loggers
         return
