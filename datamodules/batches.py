@@ -1,0 +1,163 @@
+"""Batches as pure functions of (seed, epoch, batch number), for any number of workers and devices."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from datamodules.transforms import Augment
+
+Item = tuple[int, int]
+Batch = dict[str, torch.Tensor]
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Permutation of range(count), from raw PCG64 words: NumPy never changes their stream."""
+    start = int.from_bytes(hashlib.sha256(f"order:{seed}:{epoch}".encode()).digest()[:16])
+    return np.argsort(np.random.PCG64(start).random_raw(count), kind="stable")
+
+
+def train_bounds(count: int, batch_size: int) -> list[int]:
+    """Borders of whole batches; the last, partial one is left out unless it is the only one."""
+    whole = count // batch_size
+    return [number * batch_size for number in range(whole + 1)] if whole else [0, count]
+
+
+def eval_bounds(count: int, batch_size: int, world_size: int) -> list[int]:
+    """Borders of batches that hold every example once.
+
+    For several devices the batches are as even as they come and their number is a multiple of the devices',
+    so that no example is scored twice. With fewer examples than devices some batches are empty here and hold
+    the first example again.
+    """
+    if world_size == 1:
+        return [*range(0, count, batch_size), count]
+    rounds = math.ceil(count / (batch_size * world_size))
+    batches = rounds * world_size
+    return [number * count // batches for number in range(batches + 1)]
+
+
+class PictureBatches(Dataset[Batch]):
+    """A dataset whose items are whole batches: one fancy read of the memory map, then augmentation.
+
+    Args:
+        pixels: .npy file of uint8 (N, S, S, 3); opened in each process by itself.
+        rows: positions in it.
+        targets: int64 (n,), float32 (n, 1) or float32 (n, K, 2), one for each of ``rows``.
+        index: int64 (n,), what the batch reports as "index".
+        bounds: borders of the batches in the epoch's order.
+        seed: of order and augmentation.
+        shuffle: a new order in each epoch; else that of ``rows``.
+        augment: None for evaluation.
+        move_points: targets are points that augmentation moves.
+    """
+
+    def __init__(
+        self,
+        pixels: Path,
+        rows: np.ndarray,
+        targets: np.ndarray,
+        index: np.ndarray,
+        bounds: Sequence[int],
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        augment: Augment | None = None,
+        move_points: bool = False,
+    ) -> None:
+        self.path, self.rows, self.targets, self.index = pixels, rows, targets, index
+        self.bounds, self.seed, self.shuffle = list(bounds), seed, shuffle
+        self.augment, self.move_points = augment, move_points
+        self._pixels: np.ndarray | None = None
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_pixels": None}  # a pickled memory map would carry all its pixels
+
+    def __getitem__(self, item: Item | int) -> Batch:
+        """Batch (epoch, number); a bare number (Lightning's overfit_batches) is fixed, not augmented."""
+        fixed = isinstance(item, int)
+        epoch, number = (0, item) if isinstance(item, int) else item
+        start, stop = self.bounds[number], self.bounds[number + 1]
+        if start == stop:  # more devices than examples: each must have a batch
+            start, stop = 0, 1
+        chosen = self._epoch(epoch)[start:stop]
+        if self._pixels is None:
+            self._pixels = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        images = np.asarray(self._pixels[self.rows[chosen]])
+        targets = self.targets[chosen]
+        if self.augment is not None and not fixed:
+            images, moved = self.augment(
+                images, targets if self.move_points else None, f"augment:{self.seed}:{epoch}:{number}"
+            )
+            targets = moved if self.move_points else targets
+        return {
+            "image": torch.from_numpy(images),
+            "target": torch.from_numpy(targets),
+            "index": torch.from_numpy(self.index[chosen]),
+        }
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(len(self.rows))
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, epoch_order(len(self.rows), self.seed, epoch)
+        return self._order[1]
+
+
+class BatchOrder(DistributedSampler[Item]):
+    """Yields (epoch, batch number): device r of w takes the batches r, r + w, ...
+
+    A DistributedSampler, so that Lightning neither replaces it nor wraps it, and calls ``set_epoch``. Every
+    device gets the same number of batches: a remainder is left out in training; with fewer batches than devices
+    they repeat.
+    """
+
+    def __init__(self, batches: PictureBatches, world_size: int = 1, rank: int = 0, epoch: int = 0) -> None:
+        super().__init__(batches, num_replicas=world_size, rank=rank, shuffle=False)
+        self.count = len(batches)
+        self.epoch = epoch
+        self.skip = 0
+
+    def __len__(self) -> int:
+        return max(1, self.count // self.num_replicas) if self.count else 0
+
+    def __iter__(self) -> Iterator[Item]:
+        skip, self.skip = self.skip, 0
+        for step in range(skip, len(self)):
+            yield self.epoch, (step * self.num_replicas + self.rank) % self.count
+
+
+class TrainLoader(DataLoader[Batch]):
+    """A loader that resumes in the middle of an epoch: Lightning keeps ``state_dict`` in its checkpoints.
+
+    It starts its workers when the first batch is asked for: Lightning makes the iterator before it tells the
+    sampler the epoch of a resumed run, and eager workers would already have fetched batches of epoch 0.
+    """
+
+    _given = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        return self._lazy()
+
+    def _lazy(self) -> Iterator[Batch]:
+        order = self.sampler
+        self._given = order.skip if isinstance(order, BatchOrder) else 0
+        for batch in super().__iter__():
+            self._given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"given": self._given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        if isinstance(self.sampler, BatchOrder):
+            self.sampler.skip = state["given"] % max(1, len(self.sampler))

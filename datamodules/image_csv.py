@@ -1,0 +1,263 @@
+"""Pictures listed in CSV files with a class, a number or points each.
+
+``python train.py task=classification name=... data=image_csv data.root=DIR data.csv=labels.csv``
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from datamodules.base import Records, Source
+from datamodules.csv_files import CsvFile, Faults, read_csv
+from datamodules.prepare import TARGETS, Kind
+from datamodules.splits import split_name
+from launch.errors import DataError, DatasetNotFoundError, nearest
+
+_MISSING = ("", "nan", "NaN", "NA", "null")
+
+
+class ImageCsv(Source):
+    """One row a picture.
+
+    Args:
+        root: folder that everything lies in; no path may leave it.
+        csv: file below the root, or a list of files, or a mapping split -> file (official splits).
+        image_column: column with the picture's path, relative to ``image_dir``, to the CSV's folder or to
+            the root (the first of these that exists).
+        target_column: classification and regression: one column, by default "label" or "value". keypoints:
+            the columns x, y of one point after another; by default all of x0, y0, x1, y1, ... in numeric
+            order, in picture pixels.
+        kind: classification | regression | keypoints.
+        image_dir: folder of the pictures below the root, or a mapping split -> folder; None: see
+            ``image_column``.
+        split_column: official split of each row (train, val, test).
+        group_column: rows with the same value (person, scene) are never separated.
+        group_pattern: the same from the picture's path: a regular expression searched in it whose first
+            bracket is the group, such as ``^(.*)_\\d+\\.jpg$``.
+        name: of the data in result rows; the root folder's own name by default.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        csv: str | Sequence[str] | Mapping[str, str] = "labels.csv",
+        image_column: str = "file",
+        target_column: str | Sequence[str] | None = None,
+        kind: Kind = "classification",
+        image_dir: str | Mapping[str, str] | None = None,
+        split_column: str | None = None,
+        group_column: str | None = None,
+        group_pattern: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(root=root, name=name or Path(root).expanduser().resolve().name)
+        if kind not in TARGETS:
+            raise DataError(f"kind={kind} must be one of {', '.join(TARGETS)}.{nearest(str(kind), TARGETS)}")
+        self.files = _csv_files(csv)
+        self.image_column = image_column
+        self.target_column = target_column
+        self.kind = kind
+        self.image_dir = image_dir
+        self.split_column = split_column
+        self.group_column = group_column
+        try:
+            self.group_pattern = re.compile(group_pattern) if group_pattern else None
+        except re.error as error:
+            raise DataError(f"data.group_pattern={group_pattern} is not a regular expression: {error}") from error
+        if self.group_pattern is not None and not self.group_pattern.groups:
+            raise DataError(f"data.group_pattern={group_pattern} has no bracket () around the group's name.")
+
+    def check(self) -> None:
+        if not self.root.is_dir():
+            raise DatasetNotFoundError(f"There is no folder {self.root}. Name the folder of the data: data.root=DIR")
+        for _, file in self.files:
+            if not (self.root / file).is_file():
+                here = sorted(path.name for path in (self.root / file).parent.glob("*.csv"))
+                raise DatasetNotFoundError(
+                    f"There is no file {self.root / file}.{nearest(Path(file).name, here)} "
+                    f"CSV files there: {', '.join(here) or 'none'}. Name the file: data.csv=FILE"
+                )
+
+    def records(self) -> Records:
+        """Reads the CSV files.
+
+        Raises:
+            DataError: all faults at once, each with its first five lines: missing column or picture, empty or
+                non-numeric or non-finite value, a path that leaves the root, a picture listed twice with
+                different targets, rows of the wrong length, no rows.
+        """
+        self.check()
+        faults = Faults()
+        rows: list[dict[str, Any]] = []
+        self._seen: dict[str, tuple[str, Any]] = {}
+        repeated = 0
+        for split, name in self.files:
+            file = read_csv(self.root / name, name, faults)
+            columns = self._columns(file, faults)
+            if columns is None:
+                continue
+            for line, cells in file.rows:
+                row = self._row(file, line, cells, columns, split, faults)
+                if row is None:
+                    continue
+                earlier = self._seen.setdefault(row["key"], (f"{name} line {line}", row["target"]))
+                if earlier[0] == f"{name} line {line}":
+                    rows.append(row)
+                elif np.array_equal(earlier[1], row["target"]):
+                    repeated += 1
+                else:
+                    faults.add(
+                        "listed twice with different targets",
+                        name,
+                        line,
+                        f"{row['key']}, first in {earlier[0]}",
+                    )
+        faults.raise_if_any()
+        if not rows:
+            raise DataError(f"{', '.join(name for _, name in self.files)} in {self.root} has no rows.")
+        table = pd.DataFrame(rows).rename(columns={"target": TARGETS[self.kind]})
+        table.insert(1, "file", table["key"])
+        return Records(table, {"row repeated": repeated} if repeated else {})
+
+    def _columns(self, file: CsvFile, faults: Faults) -> dict[str, list[int]] | None:
+        """Positions of the columns in this file by role, or None when one is missing (told to ``faults``)."""
+        target = self._target_names(file.header)
+        if not target:
+            faults.add("no columns x0, y0, x1, y1, ... for points", file.name, 1, f"columns: {_short(file.header)}")
+            return None
+        roles = {"image": [self.image_column], "target": target}
+        roles |= {"split": [self.split_column]} if self.split_column else {}
+        roles |= {"group": [self.group_column]} if self.group_column else {}
+        options = {
+            "image": "image_column",
+            "target": "target_column",
+            "split": "split_column",
+            "group": "group_column",
+        }
+        missing = [(role, name) for role, names in roles.items() for name in names if name not in file.header]
+        for role, name in missing:
+            faults.add(
+                f"no column '{name}' (data.{options[role]}).{nearest(name, file.header)} "
+                f"Columns: {_short(file.header)}",
+                file.name, 1,
+            )  # fmt: skip
+        if missing:
+            return None
+        return {role: [file.header.index(name) for name in names] for role, names in roles.items()}
+
+    def _target_names(self, header: Sequence[str]) -> list[str]:
+        if isinstance(self.target_column, str):
+            names = [self.target_column]
+        elif self.target_column is not None:
+            names = [str(name) for name in self.target_column]
+        elif self.kind != "keypoints":
+            return [TARGETS[self.kind]]
+        else:
+            numbers = sorted({int(name[1:]) for name in header if re.fullmatch(r"[xy]\d+", name)})
+            return [f"{axis}{number}" for number in numbers for axis in "xy"]
+        if self.kind == "keypoints" and (len(names) < 2 or len(names) % 2):
+            raise DataError(f"data.target_column={names}: points need x, y columns in pairs.")
+        if self.kind != "keypoints" and len(names) != 1:
+            raise DataError(f"data.target_column={names}: {self.kind} learns one column.")
+        return names
+
+    def _row(
+        self,
+        file: CsvFile,
+        line: int,
+        cells: Sequence[str],
+        columns: dict[str, list[int]],
+        split: str | None,
+        faults: Faults,
+    ) -> dict[str, Any] | None:
+        before = faults.count
+        key = self._locate(cells[columns["image"][0]].strip(), split, file, line, faults)
+        target = self._target([cells[position].strip() for position in columns["target"]], file, line, columns, faults)
+        row = {"key": key, "target": target}
+        if "split" in columns:
+            try:
+                row["split"] = split_name(cells[columns["split"][0]])
+            except DataError as error:
+                faults.add("not a split (train, val, test)", file.name, line, str(error).split(" is ")[0])
+        elif split is not None:
+            row["split"] = split
+        if "group" in columns:
+            row["group"] = cells[columns["group"][0]].strip() or None
+        elif self.group_pattern is not None and key is not None:
+            match = self.group_pattern.search(key)
+            if match is None:
+                faults.add("data.group_pattern does not match", file.name, line, key)
+            else:
+                row["group"] = match.group(1)
+        return row if faults.count == before else None
+
+    def _target(
+        self, cells: list[str], file: CsvFile, line: int, columns: dict[str, list[int]], faults: Faults
+    ) -> str | float | np.ndarray | None:
+        names = [file.header[position] for position in columns["target"]]
+        empty = [name for name, cell in zip(names, cells, strict=True) if cell in _MISSING]
+        if empty:
+            faults.add(f"no value in column '{empty[0]}'", file.name, line)
+            return None
+        if self.kind == "classification":
+            return cells[0]
+        try:
+            numbers = np.array([float(cell) for cell in cells])
+        except ValueError:
+            bad = next((name, cell) for name, cell in zip(names, cells, strict=True) if not _is_number(cell))
+            faults.add(f"not a number in column '{bad[0]}'", file.name, line, f"'{bad[1]}'")
+            return None
+        if not np.isfinite(numbers).all():
+            faults.add("not a finite number", file.name, line)
+            return None
+        return numbers.reshape(-1, 2) if self.kind == "keypoints" else float(numbers[0])
+
+    def _locate(self, path: str, split: str | None, file: CsvFile, line: int, faults: Faults) -> str | None:
+        """Posix path of the picture relative to the root."""
+        inner = PurePosixPath(path.replace("\\", "/"))
+        if not path:
+            faults.add(f"no value in column '{self.image_column}'", file.name, line)
+            return None
+        if inner.is_absolute() or ".." in inner.parts or re.match(r"[A-Za-z]:", path):
+            faults.add("a path that leaves data.root", file.name, line, path)
+            return None
+        folder = self.image_dir if isinstance(self.image_dir, str | None) else self.image_dir.get(split or "")
+        for base in dict.fromkeys((folder or file.folder, file.folder, "")):
+            candidate = (PurePosixPath(base) / inner).as_posix()
+            if (self.root / candidate).is_file():
+                return candidate
+        faults.add("picture is missing", file.name, line, path)
+        return None
+
+
+def _csv_files(csv: str | Sequence[str] | Mapping[str, str]) -> list[tuple[str | None, str]]:
+    pairs: list[tuple[str | None, str]]
+    if isinstance(csv, str):
+        pairs = [(None, csv)]
+    elif isinstance(csv, Mapping):
+        pairs = [(split_name(split), str(file)) for split, file in csv.items()]
+    else:
+        pairs = [(None, str(file)) for file in csv]
+    if not pairs:
+        raise DataError("data.csv names no file.")
+    for _, file in pairs:
+        inner = PurePosixPath(file.replace("\\", "/"))
+        if inner.is_absolute() or ".." in inner.parts:
+            raise DataError(f"data.csv={file} must be a path below data.root.")
+    return pairs
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _short(names: Sequence[str], most: int = 20) -> str:
+    return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")

@@ -1,0 +1,25 @@
+"""Small picture trees for the tests of datamodules."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def noise(seed: int, height: int = 24, width: int = 24) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write_picture(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def write_classes(root: Path, counts: dict[str, int], size: int = 24) -> Path:
+    """``root/<class>/<number>.png`` of noise, every picture another."""
+    seed = 0
+    for name, count in counts.items():
+        for number in range(count):
+            write_picture(root / name / f"{number:03d}.png", noise(seed, size, size))
+            seed += 1
+    return root

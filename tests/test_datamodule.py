@@ -1,0 +1,382 @@
+import pickle
+from pathlib import Path
+
+import cv2
+import lightning as L
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from datamodules.base import Records, Source
+from datamodules.batches import BatchOrder, PictureBatches, epoch_order, eval_bounds, train_bounds
+from datamodules.datamodule import ImageDataModule, normalize
+from datamodules.image_csv import ImageCsv
+from datamodules.image_folder import ImageFolder
+from launch.errors import DataError
+from tests.picture_files import noise, write_classes, write_picture
+
+AUGMENT = {"hflip": True, "rotate": 90, "scale": 0.1, "brightness": 0.2}
+
+
+def folder_data(tmp_path: Path, **options) -> ImageDataModule:
+    root = tmp_path / "leaves"
+    if not root.exists():
+        write_classes(root, {"ash": 40, "oak": 30, "elm": 4})
+    defaults = {"image_size": 16, "batch_size": 8, "cache_root": tmp_path / "cache", "augment": AUGMENT}
+    data = ImageDataModule(ImageFolder(root), "classification", **(defaults | options))
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def epoch_of(data: ImageDataModule, epoch: int = 0) -> list[dict[str, torch.Tensor]]:
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def equal(one: list, other: list) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(left[key], right[key]) for left, right in zip(one, other, strict=True) for key in left
+    )
+
+
+def test_classification_batches(tmp_path: Path) -> None:
+    data = folder_data(tmp_path)
+    assert data.classes == ["ash", "elm", "oak"]
+    assert data.num_outputs == 3
+    assert data.target_mean is None
+    assert data.fit == "crop"
+    assert {split: sum(counts.values()) for split, counts in data.counts.items()} == {
+        "train": 52,
+        "val": 11,
+        "test": 11,
+    }
+    batches = epoch_of(data)
+    assert len(batches) == len(data.train_dataloader()) == 6  # 52 // 8: the partial batch is left out
+    batch = batches[0]
+    assert batch["image"].shape == (8, 16, 16, 3)
+    assert batch["image"].dtype == torch.uint8
+    assert batch["target"].dtype == batch["index"].dtype == torch.int64
+    for batch in (*batches, *data.val_dataloader()):
+        assert batch["target"].tolist() == [data.table["target"][row] for row in batch["index"].tolist()]
+    seen = torch.cat([batch["index"] for batch in batches])
+    assert len(set(seen.tolist())) == 48
+    assert set(data.table["split"][seen.numpy()]) == {"train"}
+
+
+def test_evaluation_goes_through_everything_in_order(tmp_path: Path) -> None:
+    data = folder_data(tmp_path)
+    for split, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+        batches = list(loader)
+        assert [len(batch["index"]) for batch in batches] == [8, 3]
+        index = torch.cat([batch["index"] for batch in batches]).numpy()
+        np.testing.assert_array_equal(index, np.flatnonzero(data.table["split"] == split))
+    assert equal(list(data.predict_dataloader()), list(data.test_dataloader()))
+    plain = torch.cat([batch["index"] for batch in data.plain_dataloader("train")])
+    assert len(plain) == 52
+    first = next(iter(data.plain_dataloader("train")))
+    cached = np.load(next((tmp_path / "cache").glob("leaves-*/pixels.npy")), mmap_mode="r")
+    np.testing.assert_array_equal(first["image"], cached[first["index"]])
+    with pytest.raises(DataError, match="'dev' is not a split"):
+        data.plain_dataloader("dev")
+
+
+def test_same_bytes_for_any_number_of_workers(tmp_path: Path) -> None:
+    alone, helped = folder_data(tmp_path, num_workers=0), folder_data(tmp_path, num_workers=2)
+    cv2.GaussianBlur(np.zeros((3000, 3000, 3), np.uint8), (9, 9), 2)  # a pool of OpenCV's would now hang the workers
+    assert cv2.getNumThreads() == 1
+    loader = helped.train_dataloader()
+    for epoch in (0, 3):
+        loader.sampler.set_epoch(epoch)
+        assert equal(epoch_of(alone, epoch), list(loader))
+    assert equal(list(alone.val_dataloader()), list(helped.val_dataloader()))
+
+
+def test_order_and_augmentation_depend_on_seed_and_epoch(tmp_path: Path) -> None:
+    data = folder_data(tmp_path)
+    assert equal(epoch_of(data, 2), epoch_of(folder_data(tmp_path), 2))
+    orders = [torch.cat([batch["index"] for batch in epoch_of(data, epoch)]).tolist() for epoch in range(3)]
+    orders.append(torch.cat([batch["index"] for batch in epoch_of(folder_data(tmp_path, seed=1))]).tolist())
+    assert len({tuple(order) for order in orders}) == 4
+    images = {}
+    for epoch in range(2):
+        for batch in epoch_of(data, epoch):
+            for row, image in zip(batch["index"].tolist(), batch["image"], strict=True):
+                images[epoch, row] = image
+    both = [row for epoch, row in images if epoch == 0 and (1, row) in images]
+    assert all(not torch.equal(images[0, row], images[1, row]) for row in both)
+
+
+def test_a_loader_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    data = folder_data(tmp_path)
+    whole = epoch_of(data, 1)
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(1)
+    iterator = iter(loader)
+    for _ in range(2):
+        next(iterator)
+    state = loader.state_dict()
+    for workers in (0, 2):
+        again = folder_data(tmp_path, num_workers=workers).train_dataloader()
+        again.load_state_dict(state)
+        again.sampler.set_epoch(1)
+        assert equal(list(again), whole[2:])
+        assert again.state_dict() == {"given": 6}
+        assert equal(list(again), whole)  # only once
+    again.load_state_dict({"given": 6})  # saved at the end of an epoch: the next one is whole
+    assert equal(list(again), whole)
+
+
+def test_regression_targets(tmp_path: Path) -> None:
+    for number in range(30):
+        write_picture(tmp_path / f"{number:02d}.png", noise(number))
+    rows = "\n".join(f"{number:02d}.png,{number / 2}" for number in range(30))
+    (tmp_path / "labels.csv").write_text("file,value\n" + rows)
+    source = ImageCsv(tmp_path, kind="regression")
+    data = ImageDataModule(source, "regression", image_size=16, batch_size=100, cache_root=tmp_path / "cache")
+    data.prepare_data()
+    data.setup()
+    (batch,) = data.train_dataloader()  # fewer than a batch: one partial batch
+    assert batch["target"].shape == (22, 1)
+    assert batch["target"].dtype == torch.float32
+    torch.testing.assert_close(batch["target"][:, 0], batch["index"] / 2)
+    assert data.num_outputs == 1
+    assert data.target_mean == pytest.approx([batch["target"].mean().item()])
+    assert data.counts["train"] == {"all": 22}
+
+
+def test_keypoints_move_with_their_pictures(tmp_path: Path) -> None:
+    """A dot is drawn at each point; after cache, flip, rotation and workers the dots are where the targets say."""
+    rows = ["file,x0,y0,x1,y1"]
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:40, :60] + 0.5
+    for number in range(24):
+        points = rng.uniform((18, 12), (42, 28), (2, 2))
+        picture = np.zeros((40, 60, 3))
+        for channel, (px, py) in enumerate(points):
+            picture[..., channel] = 255 * np.exp(-((x - px) ** 2 + (y - py) ** 2) / 10)
+        write_picture(tmp_path / f"{number:02d}.png", picture.astype(np.uint8))
+        rows.append(f"{number:02d}.png,{points[0, 0]},{points[0, 1]},{points[1, 0]},{points[1, 1]}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    data = ImageDataModule(
+        ImageCsv(tmp_path, kind="keypoints"), "keypoints", image_size=64, batch_size=8, cache_root=tmp_path / "cache",
+        augment={"hflip": True, "rotate": 30, "scale": 0.1}, flip_index=[1, 0],
+    )  # fmt: skip
+    data.prepare_data()
+    data.setup()
+    assert data.fit == "pad"
+    assert data.num_outputs == len(data.target_mean) == 4
+    grid = ((torch.arange(64) + 0.5) / 64)[:, None]
+    for batch in (*data.train_dataloader(), *data.val_dataloader()):
+        assert batch["target"].shape[1:] == (2, 2)
+        weight = batch["image"][..., :2].float()
+        total = weight.sum((1, 2))
+        seen = torch.stack([(weight.sum(1) * grid).sum(1), (weight.sum(2) * grid).sum(1)], -1) / total[..., None]
+        straight = (seen - batch["target"]).abs().amax((1, 2))
+        mirrored = (seen.flip(1) - batch["target"]).abs().amax((1, 2))
+        assert torch.minimum(straight, mirrored).max() < 0.01
+
+
+def test_broken_pictures_are_named_and_counted(tmp_path: Path) -> None:
+    root = write_classes(tmp_path / "leaves", {"ash": 40, "oak": 30, "elm": 4})
+    torn = root / "ash" / "003.png"
+    torn.write_bytes(torn.read_bytes()[:600])
+    data = folder_data(tmp_path)
+    assert list(data.broken) == ["ash/003.png"]
+    assert data.dropped == {"broken picture": 1}
+    assert len(data.table) == 73
+    assert sum(data.counts[split]["ash"] for split in data.counts) == 39
+    cached = np.load(next((tmp_path / "cache").glob("leaves-*/pixels.npy")), mmap_mode="r")
+    assert len(cached) == 73
+    for split in ("train", "val", "test"):
+        for batch in data.plain_dataloader(split):
+            np.testing.assert_array_equal(batch["image"], cached[batch["index"]])
+
+
+def test_a_second_run_reads_neither_files_nor_pixels_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = folder_data(tmp_path)
+
+    def refuse(*args, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(ImageFolder, "read", refuse)
+    monkeypatch.setattr(ImageFolder, "digest", refuse)
+    second = folder_data(tmp_path)
+    assert second.fingerprint == first.fingerprint
+    assert equal(epoch_of(first), epoch_of(second))
+
+
+def test_setup_alone_opens_what_another_process_prepared(tmp_path: Path) -> None:
+    prepared = folder_data(tmp_path)
+    other = ImageDataModule(
+        ImageFolder(tmp_path / "leaves"), "classification", image_size=16, batch_size=8, augment=AUGMENT,
+        cache_root=tmp_path / "cache",
+    )  # fmt: skip
+    other.setup("fit")
+    other.setup("test")
+    assert equal(epoch_of(prepared), epoch_of(other))
+
+
+def test_too_few_examples(tmp_path: Path) -> None:
+    write_classes(tmp_path / "leaves", {"ash": 2, "oak": 2})
+    with pytest.raises(DataError, match="too few examples"):
+        folder_data(tmp_path)
+    data = folder_data(tmp_path, val_fraction=0, test_fraction=0)
+    assert data.counts["val"] == {"ash": 0, "oak": 0}
+    assert list(data.val_dataloader()) == []
+
+
+def test_named_target_column(tmp_path: Path) -> None:
+    class People(ImageFolder):
+        def records(self) -> Records:
+            records = super().records()
+            return Records(records.table.assign(age=np.arange(len(records.table)) % 50))
+
+    source: Source = People(write_classes(tmp_path / "leaves", {"ash": 40, "oak": 30}))
+    data = ImageDataModule(source, "regression", target="age", image_size=8, cache_root=tmp_path / "cache")
+    data.setup()
+    assert sorted(set(data.table["target"])) == list(range(50))
+    assert "label" in data.table
+
+
+def test_normalize() -> None:
+    image = torch.from_numpy(noise(0, 4, 5))[None]
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
+    wanted = ((image.numpy() / 255 - mean) / std).transpose(0, 3, 1, 2)
+    found = normalize(image, mean, std)
+    assert found.is_contiguous()
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert normalize(found, mean, std) is found
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 64, 65, 129, 1000])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_example_is_evaluated_once_on_any_number_of_devices(count: int, world: int) -> None:
+    bounds = eval_bounds(count, 64, world)
+    sizes = np.diff(bounds)
+    assert bounds[0] == 0
+    assert bounds[-1] == count
+    assert sizes.max() <= 64
+    assert (len(bounds) - 1) % world == 0
+    if count >= world:
+        assert sizes.min() >= 1
+
+
+def test_more_devices_than_examples(tmp_path: Path) -> None:
+    np.save(tmp_path / "p.npy", np.zeros((1, 2, 2, 3), np.uint8))
+    rows = np.arange(1)
+    batches = PictureBatches(tmp_path / "p.npy", rows, rows, rows, eval_bounds(1, 8, 3))
+    assert [batches[0, number]["index"].tolist() for number in range(3)] == [[0], [0], [0]]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_devices_share_the_batches_of_an_epoch(tmp_path: Path, world: int) -> None:
+    np.save(tmp_path / "p.npy", np.zeros((33, 2, 2, 3), np.uint8))
+    rows = np.arange(33)
+    batches = PictureBatches(tmp_path / "p.npy", rows, rows, rows, train_bounds(33, 8), shuffle=True)
+    orders = [BatchOrder(batches, world, rank) for rank in range(world)]
+    items = [list(order) for order in orders]
+    assert {len(own) for own in items} == {max(1, 4 // world)}
+    assert all(len(order) == len(own) for order, own in zip(orders, items, strict=True))
+    numbers = [number for own in items for _, number in own]
+    assert len(set(numbers)) == min(4, len(numbers))
+    rows_seen = torch.cat([batches[item]["index"] for item in dict.fromkeys(item for own in items for item in own)])
+    assert len(set(rows_seen.tolist())) == len(rows_seen)
+
+
+def test_order_is_pinned() -> None:
+    """The same on every machine and with every version of NumPy."""
+    assert epoch_order(8, 0, 0).tolist() == [0, 5, 3, 6, 7, 4, 1, 2]
+    assert sorted(epoch_order(1000, 1, 2)) == list(range(1000))
+
+
+def test_batches_travel_to_other_processes_without_their_pixels(tmp_path: Path) -> None:
+    np.save(tmp_path / "p.npy", np.zeros((50, 64, 64, 3), np.uint8))
+    rows = np.arange(50)
+    batches = PictureBatches(tmp_path / "p.npy", rows, rows, rows, [0, 8, 16])
+    before = batches[0, 1]["index"]
+    data = pickle.dumps(batches)
+    assert len(data) < 10_000
+    assert torch.equal(pickle.loads(data)[0, 1]["index"], before)
+
+
+class Recorder(L.LightningModule):
+    """Learns one number and keeps what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple[int, int, torch.Tensor, float]] = []
+        self.predicted: list[torch.Tensor] = []
+
+    def training_step(self, batch, batch_idx):
+        assert batch["image"].dtype == torch.float32
+        assert batch["image"].shape[1:] == (3, 16, 16)
+        self.seen.append((self.current_epoch, batch_idx, batch["index"].clone(), batch["image"].sum().item()))
+        return (self.weight - batch["image"].mean()) ** 2
+
+    def validation_step(self, batch, batch_idx):
+        assert batch["image"].dtype == torch.float32
+
+    def predict_step(self, batch, batch_idx):
+        self.predicted.append(batch["index"])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(tmp_path: Path, **options) -> L.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return L.Trainer(
+        **(quiet | {"max_epochs": 3, "enable_checkpointing": False, "default_root_dir": tmp_path} | options)
+    )
+
+
+def same(one: list, other: list) -> bool:
+    return len(one) == len(other) and all(
+        left[:2] == right[:2] and torch.equal(left[2], right[2]) and left[3] == right[3]
+        for left, right in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("steps", [6, 8])
+def test_a_resumed_run_sees_the_same_bytes(tmp_path: Path, workers: int, steps: int) -> None:
+    """From a checkpoint of Lightning at the end of an epoch (6 steps) or in the middle of one."""
+    whole = Recorder()
+    trainer(tmp_path).fit(whole, datamodule=folder_data(tmp_path))
+    assert [(epoch, step) for epoch, step, *_ in whole.seen] == [
+        (epoch, step) for epoch in range(3) for step in range(6)
+    ]
+
+    first = Recorder()
+    keeper = L.pytorch.callbacks.ModelCheckpoint(tmp_path / "kept", every_n_train_steps=steps, save_top_k=-1)
+    options = {"enable_checkpointing": True, "callbacks": [keeper]}
+    trainer(tmp_path, max_steps=steps, **options).fit(first, datamodule=folder_data(tmp_path))
+    (checkpoint,) = (tmp_path / "kept").glob("*.ckpt")
+    second = Recorder()
+    trainer(tmp_path).fit(second, datamodule=folder_data(tmp_path, num_workers=workers), ckpt_path=checkpoint)
+    assert same(first.seen + second.seen, whole.seen)
+    assert torch.equal(second.weight, whole.weight)
+
+
+def test_lightning_predicts_and_overfits(tmp_path: Path) -> None:
+    data = folder_data(tmp_path)
+    model = Recorder()
+    trainer(tmp_path).predict(model, datamodule=data, return_predictions=False)
+    assert torch.cat(model.predicted).tolist() == np.flatnonzero(data.table["split"] == "test").tolist()
+    trainer(tmp_path, overfit_batches=2).fit(model, datamodule=data)
+    assert [(epoch, step) for epoch, step, *_ in model.seen] == [
+        (epoch, step) for epoch in range(3) for step in range(2)
+    ]
+    assert len({(step, total) for _, step, _, total in model.seen}) == 2  # the same two batches in each epoch
+
+
+def test_table_is_what_prepare_made(tmp_path: Path) -> None:
+    data = folder_data(tmp_path)
+    assert isinstance(data.table, pd.DataFrame)
+    assert data.table["key"].is_monotonic_increasing
+    assert {"key", "file", "target", "group", "split", "hash"} <= set(data.table.columns)

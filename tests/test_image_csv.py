@@ -1,0 +1,162 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodules.image_csv import ImageCsv
+from launch.errors import DataError, DatasetNotFoundError
+from tests.picture_files import noise, write_picture
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for number in range(6):
+        write_picture(tmp_path / "images" / f"{number}.png", noise(number))
+    return tmp_path
+
+
+def write(root: Path, text: str, name: str = "labels.csv", encoding: str = "utf-8") -> None:
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_text(text, encoding=encoding)
+
+
+def test_classes(root: Path) -> None:
+    write(root, 'file,label,kind,who\nimages/0.png,0,"round, red",a\n\nimages/1.png,1,flat,b\nimages/1.png,1,flat,b\n')
+    source = ImageCsv(root, target_column="kind", group_column="who")
+    records = source.records()
+    assert records.table.to_dict("list") == {
+        "key": ["images/0.png", "images/1.png"],
+        "file": ["images/0.png", "images/1.png"],
+        "label": ["round, red", "flat"],
+        "group": ["a", "b"],
+    }
+    assert records.dropped == {"row repeated": 1}
+    assert list(ImageCsv(root).records().table["label"]) == ["0", "1"]
+    assert source.name == root.name
+
+
+@pytest.mark.parametrize(("delimiter", "encoding"), [(",", "utf-8-sig"), (";", "utf-8"), ("\t", "utf-8")])
+def test_numbers_in_any_usual_dialect(root: Path, delimiter: str, encoding: str) -> None:
+    lines = [["file", "value"], ["images\\0.png", " 1.5 "], ["images/1.png", "-2e3"]]
+    write(root, "\r\n".join(delimiter.join(line) for line in lines), encoding=encoding)
+    table = ImageCsv(root, kind="regression").records().table
+    assert list(table["value"]) == [1.5, -2000.0]
+    assert table["key"][0] == "images/0.png"
+
+
+def test_points_in_numeric_order(root: Path) -> None:
+    names = [f"{axis}{number}" for number in range(12) for axis in "xy"]
+    shuffled = sorted(names)  # x0, x1, x10, x11, x2, ...
+    values = {name: float(position) for position, name in enumerate(names)}
+    write(root, ",".join(["image", "who", *shuffled]) + "\n0.png,p," + ",".join(str(values[name]) for name in shuffled))
+    options = {"image_column": "image", "kind": "keypoints", "image_dir": "images"}
+    points = ImageCsv(root, **options).records().table["points"][0]
+    np.testing.assert_array_equal(points, np.arange(24.0).reshape(12, 2))
+    points = ImageCsv(root, target_column=["x3", "y3", "x1", "y1"], **options).records().table["points"][0]
+    np.testing.assert_array_equal(points, [[6, 7], [2, 3]])
+    with pytest.raises(DataError, match="in pairs"):
+        ImageCsv(root, target_column=["x3", "y3", "x1"], **options).records()
+
+
+def test_one_csv_per_split_with_folders_of_their_own(tmp_path: Path) -> None:
+    for split in ("training", "test"):
+        write_picture(tmp_path / split / "a_1.png", noise(len(split)))
+        write(tmp_path, "image,x0,y0\na_1.png,1,2\n", f"{split}_keypoints.csv")
+    source = ImageCsv(
+        tmp_path, csv={"train": "training_keypoints.csv", "test": "test_keypoints.csv"}, image_column="image",
+        image_dir={"train": "training", "test": "test"}, kind="keypoints", group_pattern=r"/(.*)_\d+\.png$", name="n",
+    )  # fmt: skip
+    table = source.records().table
+    assert list(table["key"]) == ["training/a_1.png", "test/a_1.png"]
+    assert list(table["split"]) == ["train", "test"]
+    assert list(table["group"]) == ["a", "a"]
+    assert source.name == "n"
+
+
+def test_several_csvs_and_a_split_column(root: Path) -> None:
+    write(root, "file,label,part\n0.png,a,train\n", "images/one.csv")  # relative to the CSV's folder
+    write(root, "file,label,part\nimages/1.png,b,validation\n", "images/two.csv")  # relative to the root
+    table = ImageCsv(root, csv=["images/one.csv", "images/two.csv"], split_column="part").records().table
+    assert list(table["key"]) == ["images/0.png", "images/1.png"]
+    assert list(table["split"]) == ["train", "val"]
+
+
+def test_all_faults_are_told_at_once_with_their_lines(root: Path) -> None:
+    rows = ["images/0.png,1,train", "images/9.png,2,train", "images/1.png,,train", "images/2.png,two,train"]
+    rows += ["images/3.png,inf,train", "../secret.png,1,train", "/etc/x.png,1,train", "images/4.png,1,trian"]
+    rows += ["images/5.png,1", "images/0.png,7,train", "C:/x.png,1,train", ",1,train"]
+    rows += [f"images/m{number}.png,1,test" for number in range(7)]
+    write(root, "\n".join(["file,value,part", *rows]))
+    with pytest.raises(DataError) as caught:
+        ImageCsv(root, kind="regression", split_column="part").records()
+    text = str(caught.value)
+    assert "picture is missing (8 lines)" in text
+    assert "labels.csv line 3: images/9.png" in text
+    assert "and 3 more" in text
+    assert "no value in column 'value' (1 line)\n    labels.csv line 4" in text
+    assert "not a number in column 'value' (1 line)\n    labels.csv line 5: 'two'" in text
+    assert "not a finite number (1 line)\n    labels.csv line 6" in text
+    assert "a path that leaves data.root (3 lines)\n    labels.csv line 7: ../secret.png" in text
+    assert "not a split (train, val, test) (1 line)\n    labels.csv line 9: 'trian'" in text
+    assert "not 3 cells (1 line)\n    labels.csv line 10: 2 cells" in text
+    assert "labels.csv line 11: images/0.png, first in labels.csv line 2" in text
+    assert "no value in column 'file' (1 line)\n    labels.csv line 13" in text
+
+
+def test_missing_columns_name_the_nearest(root: Path) -> None:
+    write(root, "file,lable,x0,y0\nimages/0.png,a,1,2\n")
+    with pytest.raises(
+        DataError, match=r"no column 'label' \(data.target_column\). Did you mean 'lable'.*Columns: file, "
+    ):
+        ImageCsv(root).records()
+    with pytest.raises(DataError) as caught:
+        ImageCsv(root, image_column="path", target_column="lable", group_column="who").records()
+    assert "no column 'path' (data.image_column)" in str(caught.value)
+    assert "no column 'who' (data.group_column)" in str(caught.value)
+    with pytest.raises(DataError, match="no column 'y7'"):
+        ImageCsv(root, kind="keypoints", target_column=["x0", "y7"]).records()
+    write(root, "file,label\nimages/0.png,a\n")
+    with pytest.raises(DataError, match="no columns x0, y0"):
+        ImageCsv(root, kind="keypoints").records()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "is empty"), ("file,label\n", "has no rows"), ("file,label,label\n", "column 'label' twice")],
+)
+def test_empty_files(root: Path, text: str, message: str) -> None:
+    write(root, text)
+    with pytest.raises(DataError, match=message):
+        ImageCsv(root).records()
+
+
+def test_a_file_that_is_no_text(root: Path) -> None:
+    (root / "labels.csv").write_bytes(b"file,label\n\xff\xfe\x00,x\n")
+    with pytest.raises(DataError, match="cannot be read"):
+        ImageCsv(root).records()
+
+
+def test_missing_files_name_what_is_there(root: Path) -> None:
+    write(root, "file,label\n", "labels2.csv")
+    with pytest.raises(
+        DatasetNotFoundError, match=r"no file .*labels\.csv.*Did you mean 'labels2\.csv'.*data\.csv=FILE"
+    ):
+        ImageCsv(root).check()
+    with pytest.raises(DatasetNotFoundError, match="no folder"):
+        ImageCsv(root / "nowhere").check()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"csv": "../labels.csv"}, "below data.root"),
+        ({"csv": []}, "names no file"),
+        ({"csv": {"trian": "a.csv"}}, "'trian' is not a split"),
+        ({"kind": "clasification"}, "Did you mean 'classification'"),
+        ({"group_pattern": "("}, "not a regular expression"),
+        ({"group_pattern": "a.*"}, "no bracket"),
+    ],
+)
+def test_wrong_settings(root: Path, options: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        ImageCsv(root, **options)
