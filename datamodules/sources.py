@@ -1,0 +1,227 @@
+"""Where a dataset's files come from: what is published, what is here, what may be fetched, what to say otherwise."""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datamodules.base import Source
+from datamodules.locks import locked
+from launch.errors import DataError, DatasetNotFoundError, UserError
+from launch.progress import track
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One published file.
+
+    Attributes:
+        name: its name on disk, below the dataset's root.
+        urls: mirrors in the order to try them; empty when a form, a login or Google Drive stands before it.
+        size: exact bytes, None when not published.
+        sha256: hex digest, any case; None when not published.
+        md5: the same, for publishers who give only this one.
+        about: size in words for people, such as "107 MB", where ``size`` is None.
+    """
+
+    name: str
+    urls: tuple[str, ...] = ()
+    size: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
+    about: str = ""
+
+    @property
+    def size_text(self) -> str:
+        """For people: "2.5 GB", or "size unknown"."""
+        return human_bytes(self.size) if self.size is not None else self.about or "size unknown"
+
+
+def human_bytes(count: float) -> str:
+    """Decimal units, as download pages and disks give them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit in ("B", "kB") or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def not_found(
+    dataset: str,
+    place: Path,
+    files: Sequence[RemoteFile],
+    licence: str,
+    url: str,
+    commands: Sequence[str],
+    missing: str = "",
+) -> DatasetNotFoundError:
+    """The error that tells a user all that is needed to go on; ``missing`` says what was looked for in vain."""
+    lines = [f"{dataset} was not found in {place}" + (f": {missing}." if missing else ".")]
+    listed = ", ".join(f"{file.name} ({file.size_text})" for file in files)
+    lines.append(f"  archives:  {listed}")
+    lines.append(f"  licence:   {licence}")
+    lines.append(f"  get it at: {url}")
+    by_hand = [file.name for file in files if not file.urls]
+    if by_hand:
+        which = "" if len(by_hand) == len(files) else f"{', '.join(by_hand)}: "
+        lines.append(f"  by hand:   {which}no direct link; download with a browser into {place}")
+    lines.append("Go on with one of:")
+    lines.extend(f"  {command}" for command in commands)
+    return DatasetNotFoundError("\n".join(lines))
+
+
+def mismatch(file: RemoteFile, path: Path) -> str:
+    """What is wrong with the bytes at ``path``; empty when size and checksum are the published ones."""
+    size = path.stat().st_size
+    if file.size is not None and size != file.size:
+        return f"it has {size:,} bytes, the published one {file.size:,}"
+    for method, wanted in (("sha256", file.sha256), ("md5", file.md5)):
+        if wanted is not None:
+            found = _digest(path, method)
+            return "" if found == wanted.lower() else f"its {method} is {found}, the published one {wanted.lower()}"
+    return ""
+
+
+def _digest(path: Path, method: str) -> str:
+    digest = hashlib.new(method, usedforsecurity=False)
+    with path.open("rb") as stream:
+        blocks = iter(lambda: stream.read(_MIB), b"")
+        size = path.stat().st_size
+        for block in track(blocks, f"Checking {path.name}, MiB", -(-size // _MIB)) if size > 500 * _MIB else blocks:
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fetch(file: RemoteFile, folder: Path, allow: bool) -> Path:
+    """The verified file in ``folder``; downloaded when it is not there yet and ``allow`` says so.
+
+    A file put there by hand is checked too, and never changed. Two processes at once download it once.
+
+    Raises:
+        DatasetNotFoundError: not there and not allowed, or no mirror could give it.
+        DataError: a file of this name is there but is not the published one.
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    path = folder / file.name
+    if not path.exists():
+        if not allow or not file.urls:
+            how = "downloading was not asked for (data.download=true)" if file.urls else "it must be fetched by hand"
+            raise DatasetNotFoundError(f"{path} ({file.size_text}) is missing, and {how}.")
+        with locked(path):
+            if not path.exists():
+                # Here, because the HTTP client costs start-up time that only downloads should pay.
+                from datamodules.download import download
+
+                download(file, path)
+                return path
+    if problem := mismatch(file, path):
+        raise DataError(f"{path} is not the published file: {problem}. Delete it and fetch it again.")
+    return path
+
+
+@dataclass(frozen=True)
+class Part:
+    """One folder of a dataset and the archive (or its volumes, in order) that it is unpacked from.
+
+    A file that is published as it is stands in both places under the same name.
+    """
+
+    folder: str
+    archives: tuple[RemoteFile, ...]
+    max_bytes: int
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a publisher says of a dataset; ``key`` is its name in commands, ``url`` the page for people."""
+
+    key: str
+    title: str
+    licence: str
+    url: str
+    parts: tuple[Part, ...]
+
+    def _absent(self, root: Path, download: bool) -> list[Part]:
+        def here(part: Part) -> bool:
+            return (root / part.folder).exists() or all(
+                (root / file.name).exists() or (download and file.urls) for file in part.archives
+            )
+
+        return [part for part in self.parts if not here(part)]
+
+    def check(self, root: Path, download: bool) -> None:
+        """The cheap ladder: folder there? archive there? may it be downloaded?
+
+        Raises:
+            DatasetNotFoundError: none of these; the text says what to do.
+        """
+        absent = self._absent(root, download)
+        if not absent:
+            return
+        files = [file for part in absent for file in part.archives]
+        folders = [part.folder for part in absent]
+        direct = all(file.urls for file in files)
+        prepare = f"python prepare.py data={self.key}"
+        commands = [
+            f"{prepare}    ({'downloads, checks and unpacks' if direct else 'once the archives are there: unpacks'})",
+            f"{prepare} data.root=DIR    (DIR: a folder that has {' and '.join(folders)}, or the archives)",
+        ]
+        missing = f"no {' and no '.join(folders)}, and no archive to unpack"
+        raise not_found(self.title, root, files, self.licence, self.url, commands, missing)
+
+    def prepare(self, root: Path, download: bool) -> None:
+        """Fetches, verifies and unpacks what is missing; each folder appears whole or not at all.
+
+        Raises:
+            UserError: as ``check``, ``fetch`` and ``archives.unpack``.
+        """
+        self.check(root, download)
+        for part in self.parts:
+            if not (root / part.folder).exists():
+                # Here, for the same reason: most runs find the folder and unpack nothing.
+                from datamodules.archives import unpack
+
+                paths = [fetch(file, root, download) for file in part.archives]
+                unpack(paths[0], root / part.folder, part.max_bytes)
+
+
+class PublishedSource(Source):
+    """A dataset that is found, fetched and unpacked as its ``publication`` says.
+
+    Attributes:
+        publication: set by each dataset's class.
+        root: folder that holds the publication's folders, or the archives.
+        name: of the data in results.
+        download: may missing archives be fetched? Nothing is ever sent anywhere without.
+    """
+
+    publication: Publication
+
+    def __init__(self, *, root: str | Path, name: str, download: bool) -> None:
+        super().__init__(root=root, name=name)
+        self.download = download
+
+    def check(self) -> None:
+        """As ``Publication.check``."""
+        self.publication.check(self.root, self.download)
+
+    def prepare(self) -> None:
+        """As ``Publication.prepare``."""
+        self.publication.prepare(self.root, self.download)
+
+
+def require_room(folder: Path, needed: int, what: str) -> None:
+    """Refuses to begin what cannot end.
+
+    Raises:
+        UserError: ``folder``'s disk has less than ``needed`` bytes free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"No room for {what} in {folder}: {human_bytes(needed)} needed, {human_bytes(free)} free. "
+            "Free space there, or name another folder with data.root=DIR."
+        )
