@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 CONSOLE_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
 FILE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
@@ -32,13 +33,25 @@ class _FileHandler(logging.FileHandler):
         log.warning("%s cannot be written any more: %s", self.baseFilename, sys.exc_info()[1])
 
 
+class _Console(logging.StreamHandler):
+    """Writes to whatever ``sys.stderr`` is at the moment: a progress bar replaces it to print above itself."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: TextIO) -> None:
+        """``StreamHandler`` sets it once."""
+
+
 def set_up(verbose: bool = False) -> None:
     """Sends the log to stderr; calling it again does nothing (worker processes of launchers call it, too)."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # ten lines of retries before the error that says it all
     root = logging.getLogger()
     if any(getattr(handler, "is_console", False) for handler in root.handlers):
         return
-    console = logging.StreamHandler(sys.stderr)
+    console = _Console()
     console.is_console = True  # type: ignore[attr-defined]
     console.setFormatter(logging.Formatter(CONSOLE_FORMAT, "%H:%M:%S"))
     root.addHandler(console)

@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from functools import partial
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
@@ -13,7 +14,7 @@ BEST, LAST = "best", "last"
 
 
 class EpochLog(Callback):
-    """One line an epoch, for logs that no progress bar can write to."""
+    """One line an epoch, which stays when the progress bar has gone."""
 
     def __init__(self, monitor: str) -> None:
         self.monitor = monitor
@@ -33,6 +34,16 @@ class EpochLog(Callback):
         log.info("epoch %d/%s: %s (%.1f s)", trainer.current_epoch + 1, trainer.max_epochs, text, seconds)
 
 
+class Bar(RichProgressBar):
+    """Lightning's bar on stderr, where the log goes, without the logger's version number."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=False, console_kwargs={"stderr": True})
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+
 def training_callbacks(folder: str, monitor: str, mode: str, patience: int | None) -> list[Callback]:
     """Early stopping, the best and the last checkpoint by the end of each training epoch, and progress.
 
@@ -48,6 +59,8 @@ def training_callbacks(folder: str, monitor: str, mode: str, patience: int | Non
     callbacks += [
         checkpoint(filename=BEST, monitor=monitor, mode=mode),
         checkpoint(filename=LAST, monitor=None),
-        RichProgressBar() if sys.stderr.isatty() else EpochLog(monitor),
+        EpochLog(monitor),
     ]
+    if sys.stderr.isatty():
+        callbacks.append(Bar())
     return callbacks

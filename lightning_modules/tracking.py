@@ -103,6 +103,13 @@ def log_summary(loggers: list[Logger], values: Mapping[str, float]) -> None:
             logger.experiment.summary.update(dict(values))
 
 
+def log_picture(loggers: list[Logger], name: str, path: Path) -> None:
+    """Logs a picture file to W&B."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [str(path)])
+
+
 def log_bundle(loggers: list[Logger], folder: Path, name: str, metadata: Mapping[str, Any]) -> None:
     """Logs a folder as a W&B artifact of type adapter; offline it is kept for the next ``wandb sync``."""
     for logger in loggers:

@@ -119,6 +119,10 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
             result["bundle"] = str(publish(run, config, model, lora, result, opened))
         log_summary(opened, {f"best/{name}": value for name, value in metrics.items()})
     shutil.rmtree(checkpoints, ignore_errors=True)
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
+    log.info("%s, rank %d, on %s: test %s (epoch %s of %d)", config.name, rank, source.name, scores, best_epoch, epochs)
+    if "bundle" in result:
+        log.info("Adapter and head: %s", result["bundle"])
     return result
 
 
