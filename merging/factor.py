@@ -1,0 +1,78 @@
+"""Batched linear algebra on factors: no delta is ever written out as a full matrix here.
+
+Leading dimensions are batch dimensions (the L modules of ``Layers``). Directions whose singular value is at
+most ``RANK_TOLERANCE`` of the largest are noise: their vectors are arbitrary, so they are set to zero, not
+kept.
+"""
+
+import torch
+from torch import Tensor
+
+RANK_TOLERANCE = 1e-10
+
+
+def singular(m: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Thin SVD with the numerically null part set to zero.
+
+    Args:
+        m: (L, m, n).
+        reference: (L,) size that "null" is judged by when m may itself be all noise, e.g. a residual.
+
+    Returns:
+        U (L, m, k), s (L, k) descending, V (L, n, k), with k = min(m, n) and zeros beyond the rank.
+    """
+    u, s, vh = torch.linalg.svd(m, full_matrices=False)
+    size = s[..., :1] if reference is None else torch.maximum(s[..., :1], reference.unsqueeze(-1))
+    keep = (s > RANK_TOLERANCE * size).to(s.dtype)
+    return u * keep.unsqueeze(-2), s * keep, vh.mT * keep.unsqueeze(-2)
+
+
+def factor_svd(b: Tensor, a: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """SVD of the product B A by two thin QRs and one small SVD; the first ``rank`` directions.
+
+    Each left singular vector is turned so that its largest entry is positive: the factors, not only their
+    product, are then the same on every LAPACK.
+
+    Args:
+        b: (L, d_out, r).
+        a: (L, r, d_in).
+
+    Returns:
+        U (L, d_out, k), s (L, k), V (L, d_in, k).
+    """
+    q_b, r_b = torch.linalg.qr(b)
+    q_a, r_a = torch.linalg.qr(a.mT)
+    u, s, v = singular(r_b @ r_a.mT)
+    u, v = q_b @ u[..., :rank], q_a @ v[..., :rank]
+    sign = signs(u)
+    return u * sign, s[..., :rank], v * sign
+
+
+def signs(u: Tensor) -> Tensor:
+    """(L, 1, k) of +-1: the sign of the largest entry of each column of u (L, m, k)."""
+    largest = u.gather(-2, u.abs().argmax(dim=-2, keepdim=True))
+    return torch.where(largest < 0, -1.0, 1.0).to(u.dtype)
+
+
+def polar(x: Tensor) -> Tensor:
+    """The nearest partial isometry P Q^T of x = P S Q^T over its numerical rank; zero columns stay zero.
+
+    Args:
+        x: (L, d, n).
+
+    Returns:
+        (L, d, n).
+    """
+    q, r = torch.linalg.qr(x)
+    u, _, v = singular(r)
+    return q @ (u @ v.mT)
+
+
+def blocks(x: Tensor, ranks: list[int]) -> tuple[Tensor, ...]:
+    """Columns of x (L, m, R) by adapter."""
+    return torch.split(x, ranks, dim=-1)
+
+
+def norms(b: Tensor, a: Tensor) -> Tensor:
+    """(L,) Frobenius norms of the products B A, by r x r algebra."""
+    return ((b.mT @ b) * (a @ a.mT)).sum(dim=(-2, -1)).clamp(min=0).sqrt()
