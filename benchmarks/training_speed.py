@@ -35,11 +35,11 @@ from datamodules.datamodule import ImageDataModule
 from datamodules.galaxy10 import Galaxy10
 from datamodules.sample.galaxies import write_galaxy10
 from lightning_modules.backbone import SplitQKV, create_backbone, hold_frozen_weights, split_qkv
+from lightning_modules.building import resolve_precision
 from lightning_modules.lora import add_lora, lora_config
 from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.module import MultiTaskModule
 from lightning_modules.tasks import Task
-from lightning_modules.training import resolve_precision
 
 CLASSES = 10
 AUGMENT = {

@@ -2,9 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -121,9 +121,9 @@ class BatchOrder(DistributedSampler[Item]):
     they repeat.
     """
 
-    def __init__(self, batches: PictureBatches, world_size: int = 1, rank: int = 0, epoch: int = 0) -> None:
+    def __init__(self, batches: Dataset[Batch], world_size: int = 1, rank: int = 0, epoch: int = 0) -> None:
         super().__init__(batches, num_replicas=world_size, rank=rank, shuffle=False)
-        self.count = len(batches)
+        self.count = len(cast(Sized, batches))
         self.epoch = epoch
         self.skip = 0
 

@@ -1,6 +1,5 @@
 """Lightning's view of a dataset: from a source to batches on the device."""
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +13,13 @@ from torch.utils.data import DataLoader
 
 from datamodules.base import SPLITS, Source
 from datamodules.batches import Batch, BatchOrder, PictureBatches, TrainLoader, eval_bounds, train_bounds
-from datamodules.cache import PixelCache, cache_folder, open_or_build
+from datamodules.cache import PixelCache
 from datamodules.classes import ClassMap
 from datamodules.crop import Fit
 from datamodules.decode import MAX_PIXELS
-from datamodules.hashes import content_hashes, cpu_count
-from datamodules.prepare import Kind, Prepared, prepare_table, split_counts
+from datamodules.hashes import cpu_count
+from datamodules.pipeline import Pixels, default_fit, make_pixels
+from datamodules.prepare import Kind, split_counts
 from datamodules.transforms import Augment
 from launch.errors import DataError
 
@@ -95,13 +95,13 @@ class ImageDataModule(L.LightningDataModule):
         super().__init__()
         self.source, self.kind, self.target, self.class_map = source, kind, target, classes
         self.size, self.fractions, self.split_seed = size, (val_fraction, test_fraction), split_seed
-        self.fit: Fit = fit or ("pad" if kind == "keypoints" else "crop")
+        self.fit: Fit = fit or default_fit(kind)
         self.image_size, self.mean, self.std = image_size, tuple(mean), tuple(std)
         self.augment, self.flip_index = augment, flip_index
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.cache_root = Path(cache_root).expanduser()
         self.max_pixels, self.max_broken = max_pixels, max_broken
-        self._made: tuple[Prepared, PixelCache] | None = None
+        self._made: Pixels | None = None
         self._ready = False
 
     def prepare_data(self) -> None:
@@ -118,7 +118,8 @@ class ImageDataModule(L.LightningDataModule):
         """
         if self._ready:
             return
-        prepared, cache = self._made or self._make()
+        made = self._made or self._make()
+        prepared, cache = made.prepared, made.cache
         table = prepared.table
         keep = table["key"].isin(set(cache.keys))
         self.table: pd.DataFrame = table[keep].reset_index(drop=True)
@@ -143,16 +144,24 @@ class ImageDataModule(L.LightningDataModule):
         self._ready = True
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        rows = self._rows("train")
-        points = self._targets.shape[1] if self.kind == "keypoints" else None
-        batches = PictureBatches(
-            self._pixels, rows, self._targets[rows], rows, train_bounds(len(rows), self.batch_size),
-            seed=self.seed, shuffle=True, augment=Augment(self.augment, self.flip_index, points) if
-            self.augment else None, move_points=points is not None,
-        )  # fmt: skip
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         auto = min(8, cpu_count()) if self._on_gpu() and self.augment else 0
-        return self._loader(TrainLoader, batches, auto, epoch)
+        bounds = train_bounds(len(self._rows("train")), self.batch_size)
+        return self._loader(TrainLoader, self._train_batches(bounds, shuffle=True), auto, epoch)
+
+    def view_dataloader(self, view: int) -> DataLoader[Batch]:
+        """Every training example once, in the table's order, augmented in its ``view``-th way."""
+        bounds = eval_bounds(len(self._rows("train")), self.batch_size, self._world()[0])
+        return self._loader(DataLoader, self._train_batches(bounds, shuffle=False), 0, view)
+
+    def _train_batches(self, bounds: list[int], shuffle: bool) -> PictureBatches:
+        rows = self._rows("train")
+        points = self._targets.shape[1] if self.kind == "keypoints" else None
+        augment = Augment(self.augment, self.flip_index, points) if self.augment else None
+        return PictureBatches(
+            self._pixels, rows, self._targets[rows], rows, bounds,
+            seed=self.seed, shuffle=shuffle, augment=augment, move_points=points is not None,
+        )  # fmt: skip
 
     def plain_dataloader(self, split: str) -> DataLoader[Batch]:
         """Every example of a split once, in the table's order, without augmentation."""
@@ -172,34 +181,12 @@ class ImageDataModule(L.LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         return batch | {"image": normalize(batch["image"], self.mean, self.std)}
 
-    def _make(self) -> tuple[Prepared, PixelCache]:
-        place = hashlib.sha256(self.source.root.resolve().as_posix().encode()).hexdigest()[:12]
-        index = self.cache_root / "hashes" / f"{place}.parquet"
-        records = self.source.records()
-        hashes = content_hashes(self.source, records, index)
-        prepared = prepare_table(
-            records,
-            self.kind,
-            self.target,
-            self.class_map,
-            self.size,
-            self.fractions,
-            self.split_seed,
-            hashes,
-        )
-        folder = cache_folder(
-            self.cache_root,
-            self.source.name,
-            prepared.fingerprint,
-            self.image_size,
-            self.fit,
-            self.max_pixels,
-        )
-        cache = open_or_build(
-            folder, self.source, prepared.table, size=self.image_size, fit=self.fit,
-            points=self.kind == "keypoints", max_pixels=self.max_pixels, max_broken=self.max_broken,
+    def _make(self) -> Pixels:
+        return make_pixels(
+            self.source, self.kind, target=self.target, classes=self.class_map, size=self.size, split=self.fractions,
+            split_seed=self.split_seed, fit=self.fit, image_size=self.image_size, cache_root=self.cache_root,
+            max_pixels=self.max_pixels, max_broken=self.max_broken,
         )  # fmt: skip
-        return prepared, cache
 
     def _target_array(self, cache: PixelCache) -> np.ndarray:
         if cache.points is not None:

@@ -161,6 +161,9 @@ class TrainConfig(Strict):
     lora: Lora
     optimizer: Optimizer
     early_stopping: EarlyStopping
+    feature_views: Annotated[int, Field(ge=1)] | None = Field(
+        description="a number of augmented views, 1 or more, or null (pass images in every epoch)"
+    )
     trainer: dict[str, Any] = Field(description="a mapping of Lightning Trainer arguments")
     logger: Logger = Field(default_factory=Logger, description="logger=wandb, csv or tensorboard")
     seed: int = Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295")

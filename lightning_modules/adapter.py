@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from launch.errors import AdapterError
 from launch.files import atomic_folder, write_json
@@ -159,7 +159,7 @@ def apply_bundle(backbone: VisionTransformer, bundle: AdapterBundle) -> tuple[Vi
     return backbone.eval().requires_grad_(False), head.eval().requires_grad_(False)
 
 
-def _lora_state_dict(backbone: VisionTransformer) -> dict[str, Tensor]:
+def _lora_state_dict(backbone: nn.Module) -> dict[str, Tensor]:
     # peft's default asks the hub whether the base model's vocabulary was resized; a ViT has none.
     return get_peft_model_state_dict(backbone, save_embedding_layers=False)
 

@@ -164,8 +164,8 @@ def load_weights(model: VisionTransformer, name: str, path: Path, *, antialias: 
 
 def split_qkv(model: VisionTransformer) -> VisionTransformer:
     """Replaces every fused ``attn.qkv`` in place; outputs stay equal to float32 rounding."""
-    for attention in _attentions(model):
-        attention.qkv = SplitQKV(attention.qkv).requires_grad_(False)
+    for block in cast(Any, model.blocks):
+        block.attn.qkv = SplitQKV(block.attn.qkv).requires_grad_(False)
     return model
 
 
@@ -192,14 +192,11 @@ def fingerprint(model: VisionTransformer) -> str:
     return digest.hexdigest()
 
 
-def set_fused_attention(model: VisionTransformer, fused: bool) -> None:
+def set_fused_attention(model: nn.Module, fused: bool) -> None:
     """Chooses between torch's fused attention and matmul + softmax in every block."""
-    for attention in _attentions(model):
-        attention.fused_attn = fused
-
-
-def _attentions(model: VisionTransformer) -> list[Any]:
-    return [block.attn for block in cast(Any, model.blocks)]
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            cast(Any, module).fused_attn = fused
 
 
 def hold_frozen_weights(model: nn.Module, dtype: torch.dtype) -> None:

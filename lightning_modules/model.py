@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 HIDDEN = 512
@@ -29,9 +28,14 @@ class MLPHead(nn.Module):
 
 
 class MultiTaskModel(nn.Module):
-    """(B, 3, S, S) -> {task: (B, out)}: one pass through the backbone for all tasks asked for."""
+    """(B, 3, S, S) -> {task: (B, out)}: one pass through the backbone for all tasks asked for.
 
-    def __init__(self, backbone: VisionTransformer, heads: Mapping[str, MLPHead]) -> None:
+    Args:
+        backbone: images to features (B, d); an identity where features come instead of images.
+        heads: by task.
+    """
+
+    def __init__(self, backbone: nn.Module, heads: Mapping[str, MLPHead]) -> None:
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)

