@@ -23,7 +23,7 @@ $(READY): pyproject.toml
 setup: $(READY)  ## make .venv and install everything into it
 
 demo: $(READY)  ## draw galaxies, train a head and an adapter on them, compare; no GPU, account or download hub
-	$(BIN)/python prepare.py data=sample
+	$(BIN)/python prepare.py data=sample 'sets=[galaxy10]' count=600 image_size=98
 	$(BIN)/python train.py -m experiment=demo lora.rank=0,8
 
 test: $(READY)  ## run the test suite

@@ -4,6 +4,7 @@ import functools
 import struct
 import zlib
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -29,7 +30,7 @@ class BrokenImageError(DataError):
     """A picture that cannot be used; the text is the reason alone."""
 
 
-def read_image(path: Path, max_pixels: int = MAX_PIXELS, side: int | None = None) -> np.ndarray:
+def read_image(path: Path | IO[bytes], max_pixels: int = MAX_PIXELS, side: int | None = None) -> np.ndarray:
     """Decodes a picture to uint8 (H, W, 3) RGB.
 
     Greyscale and palette pictures become RGB, transparency lies on white, CMYK is converted, 16-bit
@@ -37,7 +38,7 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS, side: int | None = None
     applied. The size is checked from the header, before pixels are decoded.
 
     Args:
-        path: picture file.
+        path: picture file, or its content.
         max_pixels: the most pixels (width x height) that are accepted.
         side: when given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (several times faster) as long
             as its shorter side stays at least twice this.

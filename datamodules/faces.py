@@ -2,7 +2,7 @@
 
 import math
 import queue
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import dlib
@@ -18,7 +18,14 @@ _IDLE: queue.SimpleQueue[dlib.fhog_object_detector] = queue.SimpleQueue()
 _COLUMNS = ["width", "height", "left", "top", "right", "bottom"]
 
 
-def detect_faces(root: Path, files: Sequence[str], cache_root: Path | None, name: str) -> tuple[np.ndarray, np.ndarray]:
+def detect_faces(
+    root: Path,
+    files: Sequence[str],
+    cache_root: Path | None,
+    name: str,
+    read: Callable[[str], np.ndarray] | None = None,
+    stamp: Callable[[str], tuple[int, int]] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Finds in each picture the frontal face nearest to its centre.
 
     The smallest face found has about 80 pixels. Boxes are whole pixels, yet the detector's scores are floats: in
@@ -29,6 +36,7 @@ def detect_faces(root: Path, files: Sequence[str], cache_root: Path | None, name
         files: posix paths of pictures.
         cache_root: folder in which results are kept, so that detection runs once; None keeps nothing.
         name: of the data, for the kept file and the progress bar.
+        read, stamp: how to get at the picture of one of ``files``, and at its size and mtime, where it is no file.
 
     Returns:
         Sizes, float64 (N, 2): width and height, NaN for a broken picture. Boxes, float64 (N, 4): left, top, right,
@@ -37,14 +45,14 @@ def detect_faces(root: Path, files: Sequence[str], cache_root: Path | None, name
 
     def compute(path: Path) -> list[float]:
         try:
-            picture = read_image(path)
+            picture = read_image(path) if read is None else read(path.relative_to(root).as_posix())
         except BrokenImageError:
             return [math.nan] * 6
         height, width = picture.shape[:2]
         return [width, height, *_nearest_to_centre(picture)]
 
     index = None if cache_root is None else cache_root / f"{name}-faces-hog-{LONGEST}.parquet"
-    found = per_file(root, files, compute, _COLUMNS, index, f"Finding faces in {name}")
+    found = per_file(root, files, compute, _COLUMNS, index, f"Finding faces in {name}", stamp)
     return found[:, :2], found[:, 2:]
 
 

@@ -26,6 +26,7 @@ def per_file(
     columns: Sequence[str],
     index: Path | None,
     description: str,
+    stamp: Callable[[str], tuple[int, int]] | None = None,
 ) -> np.ndarray:
     """float64 (len(files), len(columns)): ``compute`` of every file, in threads, in the order of ``files``.
 
@@ -36,10 +37,12 @@ def per_file(
         columns: names of the numbers.
         index: parquet file; rows whose file still has the same size and mtime are taken from it. None keeps nothing.
         description: for the progress bar.
+        stamp: size and mtime (ns) of one of ``files`` where it is no file of its own.
     """
-    stamps = {file: _stamp(f"{root}/{file}") for file in dict.fromkeys(files)}
+    stamp_of = stamp or (lambda file: _stamp(f"{root}/{file}"))
+    stamps = {file: stamp_of(file) for file in dict.fromkeys(files)}
     known = {
-        file: (stamp, row) for file, (stamp, row) in _load(index, columns).items() if stamps.get(file, stamp) == stamp
+        file: (kept, row) for file, (kept, row) in _load(index, columns).items() if stamps.get(file, kept) == kept
     }
     missing = sorted(file for file in stamps if file not in known)
     if missing:

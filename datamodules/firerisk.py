@@ -17,7 +17,8 @@ from typing import Literal
 import pandas as pd
 
 from datamodules.base import Records
-from datamodules.sources import Part, Publication, PublishedSource, RemoteFile
+from datamodules.parquet import ParquetPictures, label_names
+from datamodules.sources import Part, Publication, PublishedSource, RemoteFile, hub_files
 from launch.errors import DataError
 
 CLASSES = ["High", "Low", "Moderate", "Non-burnable", "Very_High", "Very_Low", "Water"]
@@ -33,6 +34,10 @@ PUBLICATION = Publication(
     licence="CC BY-NC 4.0",
     url="https://github.com/CharmonyShen/FireRisk (Google Drive), https://huggingface.co/datasets/torchgeo/fire_risk",
     parts=(Part("FireRisk", (_ARCHIVE,), max_bytes=40_000_000_000),),
+    mirror=hub_files(
+        "blanchon/FireRisk/resolve/234b2e7fe6be2da773472e83bd4d42cc9815a630",
+        {f"data/train-{number:05d}-of-00024.parquet": "of 24, 11.6 GB in all" for number in range(24)},
+    ),
 )
 
 
@@ -47,17 +52,18 @@ class FireRisk(PublishedSource):
         root: str | Path,
         name: str = "firerisk",
         download: bool = False,
+        format: Literal["auto", "files", "parquet"] = "auto",
         split: Literal["official", "spatial"] = "official",
         block: float = 0.25,
     ) -> None:
         """Takes the place (see ``PublishedSource``) and the kind of split.
 
         Args:
-            root, name, download: as there.
+            root, name, download, format: as there; the mirror has the train tiles only, and no coordinates.
             split: "official" (train; val as test) or "spatial" (groups of one block, official splits ignored).
             block: side of a block in degrees of longitude and latitude, about 28 km north to south at 0.25.
         """
-        super().__init__(root=root, name=name, download=download)
+        super().__init__(root=root, name=name, download=download, format=format)
         if split not in ("official", "spatial"):
             raise DataError(f"data.split={split} must be official or spatial.")
         if not block > 0:
@@ -70,6 +76,8 @@ class FireRisk(PublishedSource):
         Raises:
             DataError: there is no picture in it.
         """
+        if self.parquet is not None:
+            return self._mirrored(self.parquet)
         rows, unplaced, other = [], 0, 0
         for folder, split in (("train", "train"), ("val", "test")):
             for label in CLASSES:
@@ -97,3 +105,13 @@ class FireRisk(PublishedSource):
         dropped = {"no coordinates in the name": unplaced} if unplaced else {}
         notes.append(f"split by blocks of {self.block:g} degrees; the official splits were not used")
         return Records(table.drop(columns="split"), dropped, CLASSES, notes)
+
+    def _mirrored(self, pictures: ParquetPictures) -> Records:
+        if self.split == "spatial":
+            raise DataError(f"data.split=spatial: the tiles in {self.root} have no coordinates; use split=official.")
+        table = pictures.table()
+        if "label" not in table:
+            raise DataError(f"{self.root}: the parquet files have no column label, only {', '.join(table.columns)}.")
+        table["label"] = label_names(pictures, list(table["label"]), "label", sorted(CLASSES, key=str.lower))
+        notes = ["read from the Hub's mirror of the official train split; neighbouring tiles may lie on both sides"]
+        return Records(table[["key", "label"]], {}, CLASSES, notes)

@@ -14,7 +14,7 @@ the shipped config leaves it out through ``classes``.
 import hashlib
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -22,7 +22,8 @@ import pandas as pd
 
 from datamodules.base import Records
 from datamodules.decode import MAX_PIXELS
-from datamodules.sources import Part, Publication, PublishedSource, RemoteFile
+from datamodules.parquet import ParquetPictures, label_names
+from datamodules.sources import Part, Publication, PublishedSource, RemoteFile, hub_files
 from launch.errors import DataError, UserError
 from launch.files import atomic_write, sha256_file
 from launch.progress import track
@@ -62,11 +63,22 @@ class Galaxy10(PublishedSource):
         licence="MIT (the repository); cite Galaxy Zoo and the Legacy Surveys",
         url="https://zenodo.org/records/10845026",
         parts=(Part(FILE_NAME, (_FILE,), 4 * 10**9),),
+        mirror=hub_files(
+            "matthieulel/galaxy10_decals/resolve/0c1bdb4e157d7d86cc95f67d8895d354a28f7561",
+            {f"default/train/{number:04d}.parquet": "458 MB" for number in range(5)}
+            | {"default/test/0000.parquet": "255 MB"},
+        ),
     )
     parallel = False
 
-    def __init__(self, root: str | Path = "data/galaxy10", download: bool = False, name: str = "galaxy10") -> None:
-        super().__init__(root=root, name=name, download=download)
+    def __init__(
+        self,
+        root: str | Path = "data/galaxy10",
+        download: bool = False,
+        name: str = "galaxy10",
+        format: Literal["auto", "files", "parquet"] = "auto",
+    ) -> None:
+        super().__init__(root=root, name=name, download=download, format=format)
         self.path = self.root / FILE_NAME
         self._images: h5py.Dataset | None = None
         self._block: tuple[int, np.ndarray] = (0, np.empty((0, 0, 0, 3), np.uint8))
@@ -79,7 +91,7 @@ class Galaxy10(PublishedSource):
             UserError: as ``PublishedSource.prepare``.
         """
         super().prepare()
-        if len(self._open()) == ROWS:
+        if self.parquet is None and len(self._open()) == ROWS:
             self._verify()
 
     def records(self) -> Records:
@@ -88,6 +100,9 @@ class Galaxy10(PublishedSource):
         Raises:
             DataError: not an HDF5 file of this layout.
         """
+        if self.parquet is not None:
+            self.parallel = True
+            return self._mirrored(self.parquet)
         images = self._open()
         columns = {key: np.asarray(images.parent[key]) for key in ("ans", "ra", "dec")}
         table = pd.DataFrame({"key": [f"row {row:05d}" for row in range(len(images))]})
@@ -107,6 +122,8 @@ class Galaxy10(PublishedSource):
 
     def read(self, row: dict[str, Any], max_pixels: int = MAX_PIXELS, side: int | None = None) -> np.ndarray:
         """Pixels of one row; rows asked for in rising order are read and decompressed once."""
+        if self.parquet is not None:
+            return super().read(row, max_pixels, side)
         images = self._open()
         number = int(row["key"].removeprefix("row "))
         first, block = self._block
@@ -118,11 +135,26 @@ class Galaxy10(PublishedSource):
         return block[number - first]
 
     def digest(self, row: dict[str, Any]) -> str:
+        if self.parquet is not None:
+            return super().digest(row)
         return hashlib.sha256(self.read(row).tobytes()).hexdigest()
 
     def stamp(self, row: dict[str, Any]) -> tuple[int, int]:
+        if self.parquet is not None:
+            return super().stamp(row)
         status = self.path.stat()
         return status.st_size, status.st_mtime_ns
+
+    def _mirrored(self, pictures: ParquetPictures) -> Records:
+        table = pictures.table()
+        if "label" not in table:
+            raise DataError(f"{self.root}: the parquet files have no column label, only {', '.join(table.columns)}.")
+        table["label"] = label_names(pictures, list(table["label"]), "label", CLASSES)
+        notes = [
+            "read from the Hub's mirror, which has no coordinates: only pictures of equal bytes are kept together",
+            "the mirror's own split into train and test is a random one and was not used",
+        ]
+        return Records(table[["key", "label"]], {}, list(CLASSES), notes)
 
     def _open(self) -> h5py.Dataset:
         if self._images is not None:

@@ -1,15 +1,23 @@
 """Where a dataset's files come from: what is published, what is here, what may be fetched, what to say otherwise."""
 
+import functools
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from datamodules.base import Source
+from datamodules.decode import MAX_PIXELS
 from datamodules.locks import locked
 from launch.errors import DataError, DatasetNotFoundError, UserError
 from launch.progress import track
+
+if TYPE_CHECKING:
+    from datamodules.parquet import ParquetPictures
 
 _MIB = 1 << 20
 
@@ -136,13 +144,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Publication:
-    """What a publisher says of a dataset; ``key`` is its name in commands, ``url`` the page for people."""
+    """What a publisher says of a dataset; ``key`` is its name in commands, ``url`` the page for people.
+
+    ``mirror`` are the parquet files of a copy on the Hugging Face Hub, at a fixed revision.
+    """
 
     key: str
     title: str
     licence: str
     url: str
     parts: tuple[Part, ...]
+    mirror: tuple[RemoteFile, ...] = ()
 
     def _absent(self, root: Path, download: bool) -> list[Part]:
         def here(part: Part) -> bool:
@@ -151,6 +163,23 @@ class Publication:
             )
 
         return [part for part in self.parts if not here(part)]
+
+    def is_here(self, root: Path) -> bool:
+        """Whether all of it lies in ``root``, unpacked or not."""
+        return not self._absent(root, download=False)
+
+    def check_mirror(self, root: Path, download: bool) -> None:
+        """As ``check``, for the parquet files of the mirror.
+
+        Raises:
+            DatasetNotFoundError: there are none and they may not be fetched; the text says what to do.
+        """
+        if (download and self.mirror) or any(root.rglob("*.parquet")):
+            return
+        prepare = f"python prepare.py data={self.key} data.format=parquet"
+        commands = [prepare, f"{prepare} data.root=DIR    (DIR: a folder that has the files)"]
+        url = self.mirror[0].urls[0].split("/resolve/")[0] if self.mirror else self.url
+        raise not_found(self.title, root, self.mirror, self.licence, url, commands, "no parquet files")
 
     def check(self, root: Path, download: bool) -> None:
         """The cheap ladder: folder there? archive there? may it be downloaded?
@@ -193,24 +222,73 @@ class PublishedSource(Source):
 
     Attributes:
         publication: set by each dataset's class.
-        root: folder that holds the publication's folders, or the archives.
+        root: folder that holds the publication's folders, the archives, or a mirror's parquet files.
         name: of the data in results.
         download: may missing archives be fetched? Nothing is ever sent anywhere without.
+        format: "files", "parquet", or "auto": parquet when such files lie in ``root`` and nothing of the publication's.
     """
 
     publication: Publication
 
-    def __init__(self, *, root: str | Path, name: str, download: bool) -> None:
+    def __init__(
+        self, *, root: str | Path, name: str, download: bool, format: Literal["auto", "files", "parquet"] = "files"
+    ) -> None:
         super().__init__(root=root, name=name)
-        self.download = download
+        if format not in ("auto", "files", "parquet"):
+            raise DataError(f"data.format={format} must be auto, files or parquet.")
+        self.download, self.format = download, format
+
+    @functools.cached_property
+    def parquet(self) -> "ParquetPictures | None":
+        """The mirror's files that lie in ``root``; None where the publication's own are read."""
+        if self.format == "files" or (self.format == "auto" and self.publication.is_here(self.root)):
+            return None
+        from datamodules.parquet import ParquetPictures, find_parquet  # pyarrow costs start-up time
+
+        return ParquetPictures(self.root) if self.format == "parquet" or find_parquet(self.root) else None
 
     def check(self) -> None:
-        """As ``Publication.check``."""
-        self.publication.check(self.root, self.download)
+        """As ``Publication.check``, or the same for the mirror."""
+        if self.format == "parquet":
+            self.publication.check_mirror(self.root, self.download)
+        elif self.parquet is None:
+            self.publication.check(self.root, self.download)
 
     def prepare(self) -> None:
-        """As ``Publication.prepare``."""
-        self.publication.prepare(self.root, self.download)
+        """As ``Publication.prepare``; with format "parquet" it is the mirror that is fetched."""
+        self.check()
+        if self.format == "parquet":
+            for file in self.publication.mirror:
+                if self.download and not (self.root / file.name).exists():
+                    fetch(file, self.root, allow=True)
+        elif self.parquet is None:
+            self.publication.prepare(self.root, self.download)
+
+    def read(self, row: dict[str, Any], max_pixels: int = MAX_PIXELS, side: int | None = None) -> np.ndarray:
+        if "file" in row or self.parquet is None:
+            return super().read(row, max_pixels, side)
+        return self.parquet.read(row["key"], max_pixels, side)
+
+    def digest(self, row: dict[str, Any]) -> str:
+        if "file" in row or self.parquet is None:
+            return super().digest(row)
+        return self.parquet.digest(row["key"])
+
+    def stamp(self, row: dict[str, Any]) -> tuple[int, int]:
+        if "file" in row or self.parquet is None:
+            return super().stamp(row)
+        return self.parquet.stamp(row["key"])
+
+
+def hub_files(revision: str, files: Mapping[str, str]) -> tuple[RemoteFile, ...]:
+    """Files of a dataset on the Hugging Face Hub.
+
+    Args:
+        revision: ``owner/name/resolve/<commit>``.
+        files: name below the revision -> size in words.
+    """
+    base = f"https://huggingface.co/datasets/{revision}"
+    return tuple(RemoteFile(name, (f"{base}/{name}",), about=about) for name, about in files.items())
 
 
 def require_room(folder: Path, needed: int, what: str) -> None:

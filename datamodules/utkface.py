@@ -10,6 +10,7 @@ blank, a missing dot, or 16 or 18 digits of time, which changes nothing. About 3
 grouped by content. There is no official split, and who is who is not published.
 """
 
+import functools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ import pandas as pd
 from datamodules.base import BOX, Records
 from datamodules.decode import SUFFIXES
 from datamodules.faces import detect_faces, enlarge
+from datamodules.parquet import ParquetPictures
 from datamodules.sources import Part, Publication, PublishedSource, RemoteFile
 from launch.errors import DataError
 
@@ -54,6 +56,7 @@ class UtkFace(PublishedSource):
         root: str | Path,
         name: str = "utkface",
         download: bool = False,
+        format: Literal["auto", "files", "parquet"] = "auto",
         folder: str = "UTKFace",
         crop: Literal["face", "whole"] = "face",
         face_scale: float = 1.3,
@@ -63,7 +66,7 @@ class UtkFace(PublishedSource):
         """Takes the place (see ``PublishedSource``) and the crop.
 
         Args:
-            root, name, download: as there.
+            root, name, download, format: as there; parquet files must be fetched by hand.
             folder: below root; another name for the copies that circulate as crop_part1, or the in-the-wild pictures.
             crop: "face" (found by dlib) or "whole" picture.
             face_scale: side of the crop in sides of the box found, which spans brows to chin.
@@ -71,7 +74,7 @@ class UtkFace(PublishedSource):
                 in-the-wild pictures).
             cache_root: folder in which the boxes found are kept; None finds them anew each time.
         """
-        super().__init__(root=root, name=name, download=download)
+        super().__init__(root=root, name=name, download=download, format=format)
         if crop not in ("face", "whole"):
             raise DataError(f"data.crop={crop} must be face or whole.")
         if without_face not in ("keep", "drop"):
@@ -89,22 +92,8 @@ class UtkFace(PublishedSource):
         Raises:
             DataError: there is no picture with an age in its name.
         """
-        place = self.root / self.folder
-        rows, nameless = [], 0
-        for path in place.rglob("*"):
-            if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-                continue
-            match = _NAME.fullmatch(path.name)
-            if match is None or int(match["age"]) > AGE_CLASSES["60+"]:
-                nameless += 1
-                continue
-            gender = None if match["gender"] is None else GENDERS[int(match["gender"])]
-            race = None if match["race"] is None else RACES[int(match["race"])]
-            rows.append((path.relative_to(self.root).as_posix(), int(match["age"]), gender, race))
-        if not rows:
-            raise DataError(f"{place} has no pictures named [age]_[gender]_[race]_[time].jpg.chip.jpg.")
-        table = pd.DataFrame(sorted(rows), columns=["file", "age", "gender", "race"])
-        table.insert(0, "key", table["file"])
+        read = self._names if self.parquet is None else functools.partial(self._mirrored, self.parquet)
+        table, nameless = read()
         table["age_class"] = [age_class(age) for age in table["age"]]
         table["age"] = table["age"].astype("float64")
         table["age_decades"] = table["age"] / 10
@@ -119,8 +108,50 @@ class UtkFace(PublishedSource):
             table = self._crop_faces(table, dropped, notes)
         return Records(table, dropped, list(AGE_CLASSES), notes)
 
+    def _names(self) -> tuple[pd.DataFrame, int]:
+        place = self.root / self.folder
+        rows, nameless = [], 0
+        for path in place.rglob("*"):
+            if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+                continue
+            facts = facts_of(path.name)
+            if facts is None:
+                nameless += 1
+                continue
+            rows.append((path.relative_to(self.root).as_posix(), *facts))
+        if not rows:
+            raise DataError(f"{place} has no pictures named [age]_[gender]_[race]_[time].jpg.chip.jpg.")
+        table = pd.DataFrame(sorted(rows), columns=["file", "age", "gender", "race"])
+        table.insert(0, "key", table["file"])
+        return table, nameless
+
+    def _mirrored(self, pictures: ParquetPictures) -> tuple[pd.DataFrame, int]:
+        """Ages from a column ``age``, else from the pictures' names in whichever column has them."""
+        given = pictures.table()
+        facts: list[tuple[int, str | None, str | None] | None] | None = None
+        if "age" in given:
+            whole = pd.to_numeric(given["age"], errors="coerce").round()
+            facts = [(int(age), None, None) if 0 <= age <= AGE_CLASSES["60+"] else None for age in whole]
+        for column in () if facts is not None else ("path", "__key__", "file_name", "image_path", "filename", "name"):
+            if column in given and any(found := [facts_of(str(name)) for name in given[column]]):
+                facts = found
+                break
+        if facts is None:
+            raise DataError(
+                f"{self.root}: no column of the parquet files is age or has names such as "
+                f"[age]_[gender]_[race]_[time].jpg; the columns are {', '.join(given.columns)}."
+            )
+        rows = [(key, *fact) for key, fact in zip(given["key"], facts, strict=True) if fact is not None]
+        return pd.DataFrame(rows, columns=["key", "age", "gender", "race"]), len(facts) - len(rows)
+
     def _crop_faces(self, table: pd.DataFrame, dropped: dict[str, int], notes: list[str]) -> pd.DataFrame:
-        sizes, boxes = detect_faces(self.root, list(table["file"]), self.cache_root, self.name)
+        pictures = self.parquet
+        if pictures is None:
+            sizes, boxes = detect_faces(self.root, list(table["file"]), self.cache_root, self.name)
+        else:
+            sizes, boxes = detect_faces(
+                self.root, list(table["key"]), self.cache_root, self.name, read=pictures.read, stamp=pictures.stamp
+            )
         found = np.isfinite(boxes).all(axis=1)
         notes.append(f"a face was found in {int(found.sum()):,} of {len(found):,} pictures")
         whole = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
@@ -129,6 +160,19 @@ class UtkFace(PublishedSource):
             dropped["no face found"] = int((~found).sum())
             table = table[found].reset_index(drop=True)
         return table
+
+
+def facts_of(name: str) -> tuple[int, str | None, str | None] | None:
+    """Age, gender and race as a picture's name tells them; gender and race may be missing, without an age it is None.
+
+    Folders before the name are passed over, and so is a missing end: ``UTKFace/82_0_2_20170111210110290``.
+    """
+    name = name.rpartition("/")[2]
+    match = _NAME.fullmatch(name if "jpg" in name else f"{name}.jpg")
+    if match is None or int(match["age"]) > AGE_CLASSES["60+"]:
+        return None
+    gender = None if match["gender"] is None else GENDERS[int(match["gender"])]
+    return int(match["age"]), gender, None if match["race"] is None else RACES[int(match["race"])]
 
 
 def age_class(age: int) -> str:

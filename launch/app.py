@@ -14,7 +14,7 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from launch import logs
-from launch.compose import Composer
+from launch.compose import Composer, own_folder
 from launch.config import find_faults, first_config
 from launch.errors import CommandError, UserError
 from launch.files import cannot_write
@@ -26,7 +26,13 @@ HYDRA_VERSION = "1.3"  # whose behaviour is asked for
 log = logging.getLogger(__name__)
 
 
-def main(script: str, schema: type[Any], job: Callable[[Any, Any], dict[str, Any]], conf: Path = CONF) -> None:
+def main(
+    script: str,
+    schema: type[Any],
+    job: Callable[[Any, Any], dict[str, Any]],
+    conf: Path = CONF,
+    keeps_run: bool = True,
+) -> None:
     """Runs a script: the only thing that ``train.py`` and the others call. Ends the process.
 
     Exit codes: 0 done, 1 something failed, 2 the command was wrong, 130 Ctrl-C, 143 SIGTERM.
@@ -37,11 +43,12 @@ def main(script: str, schema: type[Any], job: Callable[[Any, Any], dict[str, Any
         job: takes the validated config and its ``Run``, returns the content of ``result.json``; ``metric`` and
             ``score`` in it are shown in a sweep's table. It imports what is heavy only when it is called.
         conf: folder of the yaml files.
+        keeps_run: False for a job that sees by itself what is done already: it gets no run folder and is never skipped.
     """
     arguments = get_args_parser().parse_args()
     logs.set_up()
     try:
-        code = _run(script, schema, job, conf, arguments)
+        code = _run(script, schema, job, conf, keeps_run, arguments)
     except UserError as error:
         log.error("%s", error)
         code = EXIT_COMMAND if isinstance(error, CommandError) else EXIT_FAILED
@@ -53,7 +60,7 @@ def main(script: str, schema: type[Any], job: Callable[[Any, Any], dict[str, Any
     sys.exit(code)
 
 
-def _run(script: str, schema: type[Any], job: Any, conf: Path, arguments: Namespace) -> int:
+def _run(script: str, schema: type[Any], job: Any, conf: Path, keeps_run: bool, arguments: Namespace) -> int:
     hydra.version.setbase(HYDRA_VERSION)
     if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
         return _let_hydra(script, conf, arguments, arguments.overrides)
@@ -73,7 +80,7 @@ def _run(script: str, schema: type[Any], job: Any, conf: Path, arguments: Namesp
 
     from launch import jobs  # what only running needs, a fault in the command should not wait for
 
-    called = jobs.Script(script, schema, job, tuple(_called(arguments)))
+    called = jobs.Script(script, schema, job, tuple(_called(arguments)), keeps_run)
     if multirun:
         return jobs.run_sweep(called, composer, overrides, config)
     return jobs.run_single(called, composer, overrides).code
@@ -103,6 +110,8 @@ def _let_hydra(script: str, conf: Path, arguments: Namespace, overrides: list[st
             sys.argv[place] = ready.pop(0)
     if not any(text.startswith("hydra.job.name=") for text in overrides):
         sys.argv.append(f"hydra.job.name={script}")
+    if (own := own_folder(conf, script)) and not arguments.config_dir:
+        sys.argv.append(f"--config-dir={own}")
     hydra.main(version_base=HYDRA_VERSION, config_path=str(conf), config_name=script)(_nothing)()
     return EXIT_DONE
 

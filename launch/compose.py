@@ -48,11 +48,12 @@ class Composer:
         setup_globals()
         JobRuntime().set("name", script)
         search_path = create_config_search_path(str(conf))
-        if extra is not None:
-            if not Path(extra).is_dir():
-                raise CommandError(f"--config-dir {extra}: there is no such folder.")
-            anchor = SearchPathQuery(provider="schema")
-            search_path.prepend(provider="command-line", path=f"file://{Path(extra).absolute()}", anchor=anchor)
+        if extra is not None and not Path(extra).is_dir():
+            raise CommandError(f"--config-dir {extra}: there is no such folder.")
+        anchor = SearchPathQuery(provider="schema")
+        for provider, folder in (("command-line", extra), (script, own_folder(conf, script))):
+            if folder is not None:
+                search_path.prepend(provider=provider, path=f"file://{Path(folder).absolute()}", anchor=anchor)
         self.loader = ConfigLoaderImpl(search_path)
         self.config_name = config_name or script
         primary = self.loader.repository.load_config(self.config_name)
@@ -238,6 +239,12 @@ class Composer:
             names = [str(name) for name in node] if isinstance(node, DictConfig) else []
             return f"{unknown.group(1)}: unknown key.{nearest(last, names)}"
         return " ".join(lines[:3]) + more
+
+
+def own_folder(conf: Path, script: str) -> Path | None:
+    """Where the options lie that only this script has; most have none."""
+    folder = (conf / f"only_{script}").absolute()
+    return folder if folder.is_dir() else None
 
 
 def _chooses(content: ConfigResult, option: str) -> bool:

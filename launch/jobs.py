@@ -35,6 +35,7 @@ class Script:
     schema: type[Any]
     job: Callable[[Any, Run], dict[str, Any]]
     command: tuple[str, ...]  # how it was called, up to the overrides
+    keeps_run: bool = True
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def _run_config(script: Script, place: Place | None, config: DictConfig) -> Outc
     result = outcome.result or {}
     score = result.get("score")
     record = sweep.Record(
-        job=number, label=label, command=command, state=outcome.state, run=str(outcome.path), error=outcome.error,
+        job=number, label=label, command=command, state=outcome.state,
+        run=str(outcome.path) if script.keeps_run else None, error=outcome.error,
         metric=result.get("metric"), score=score if isinstance(score, int | float) else None, seconds=outcome.seconds,
     )  # fmt: skip
     try:
@@ -134,7 +136,7 @@ def _perform(script: Script, sweep_name: str | None, config: DictConfig, command
         return Outcome("failed", EXIT_COMMAND, Path(), error=" ".join(faults.values()))
     model = validated(config, script.schema)
     plain = model.model_dump(mode="json", by_alias=True)
-    run = describe_run(script.name, model.title, plain, sweep_name)
+    run = describe_run(script.name, model.title, plain, sweep_name, script.keeps_run)
     return perform(run, functools.partial(script.job, model), command)
 
 

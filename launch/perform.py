@@ -49,7 +49,7 @@ def perform(run: Run, job: Callable[[Run], dict[str, Any]], command: list[str]) 
     begun = time.monotonic()
     try:
         with claim(run):
-            if (result := read_result(run)) is not None and run.config.get("resume") != "restart":
+            if run.kept and (result := read_result(run)) is not None and run.config.get("resume") != "restart":
                 log.info("Skipped, done already: %s (resume=restart does it anew)", run.result_file)
                 return Outcome("skipped", EXIT_DONE, run.path, result=result)
             prepare(run)
@@ -65,12 +65,13 @@ def perform(run: Run, job: Callable[[Run], dict[str, Any]], command: list[str]) 
 def _work(run: Run, job: Callable[[Run], dict[str, Any]], command: list[str]) -> Outcome:
     started, result, error, made_with = now(), None, None, {}
     try:
-        if run.is_main:
+        if run.writes:
             write_status(run, "running", command, started)
             made_with = provenance()  # before the job: the code that runs is the code of now
-        log.info("%s %s", "Going on with" if run.resume else "Started", run.path)
+        if run.kept:
+            log.info("%s %s", "Going on with" if run.resume else "Started", run.path)
         result = job(run)
-        if run.is_main:
+        if run.writes:
             result = finish(run, made_with, result, started)
         state, code = "done", EXIT_DONE
     except (KeyboardInterrupt, Terminated) as stop:
@@ -85,9 +86,9 @@ def _work(run: Run, job: Callable[[Run], dict[str, Any]], command: list[str]) ->
         state, code, error = _failed(fault)
     if state == "interrupted":
         log.warning("Interrupted: %s; the same command goes on from where it stopped", run.name)
-    if state == "failed":
+    if state == "failed" and run.kept:
         log.error("Failed: %s; its log is %s", run.name, run.path / "run.log")
-    if run.is_main:
+    if run.writes:
         _last_status(run, state, command, started, error)
     return Outcome(state, code, run.path, error=error, result=result if state == "done" else None)
 
@@ -125,7 +126,7 @@ def _last_status(run: Run, state: str, command: list[str], started: str, error: 
 
 @contextlib.contextmanager
 def _log_file(run: Run) -> Iterator[None]:
-    if not run.is_main:
+    if not run.writes:
         yield
         return
     file = run.path / "run.log"

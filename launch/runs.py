@@ -42,13 +42,14 @@ class Run:
     """One piece of work and its folder.
 
     Attributes:
-        path: the run's folder; it exists.
+        path: the run's folder; it exists, unless the run is not kept.
         name: the folder's name, ``<what>-<title>-<hash>``.
         hash: ten hex digits over everything that decides the result; stable from machine to machine.
         config: the validated config as plain values.
         resume: whether an earlier attempt may have left something in ``path`` to go on from.
         group: name of the sweep that the run belongs to, the same whenever the sweep is run; None for a single run.
         is_main: False in the further processes of a distributed run, which write nothing here.
+        kept: False for a job that keeps what it makes elsewhere; nothing is written or looked for here.
     """
 
     path: Path
@@ -58,10 +59,16 @@ class Run:
     resume: bool
     group: str | None
     is_main: bool
+    kept: bool = True
 
     def provenance(self) -> dict[str, Any]:
         """Versions, commit and machine: see ``launch.provenance``."""
         return provenance()
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process keeps the run's folder."""
+        return self.is_main and self.kept
 
     @property
     def result_file(self) -> Path:
@@ -89,7 +96,7 @@ def content_hash(what: str, config: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def describe_run(what: str, title: str, config: dict[str, Any], group: str | None = None) -> Run:
+def describe_run(what: str, title: str, config: dict[str, Any], group: str | None = None, kept: bool = True) -> Run:
     """The run that a config stands for, before anything is written."""
     digest = content_hash(what, config)
     name = f"{what}-{title}-{digest}"
@@ -97,7 +104,7 @@ def describe_run(what: str, title: str, config: dict[str, Any], group: str | Non
     restart = config.get("resume") == "restart"
     is_main = is_main_process()
     resume = path.exists() and not (restart and is_main)
-    return Run(path, name, digest, config, resume, group, is_main)
+    return Run(path, name, digest, config, resume, group, is_main, kept)
 
 
 def is_main_process() -> bool:
@@ -114,7 +121,7 @@ def claim(run: Run) -> Iterator[None]:
         RunBusyError: another process has it; says which.
         UserError: the outputs folder cannot be written.
     """
-    if not run.is_main:
+    if not run.writes:
         yield
         return
     folder = run.path.parent / ".locks"
@@ -138,7 +145,7 @@ def prepare(run: Run) -> None:
     Raises:
         UserError: the outputs folder cannot be written.
     """
-    if not run.is_main:
+    if not run.writes:
         return
     try:
         if run.path.exists() and not run.resume:

@@ -41,6 +41,9 @@ def in_words(schema: type[BaseModel], detail: ErrorDetails, config: dict[str, An
 def missing(schema: type[BaseModel], key: str) -> str:
     """The sentence for a value that must be given."""
     if key == "data._target_":
+        field = find_field(schema, ["data"])
+        if field is not None and field.description:
+            return f"data is missing: give {field.description}."
         return (
             "data is missing: this task has no dataset of its own; give data=image_folder, data=image_csv or another."
         )

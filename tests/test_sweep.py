@@ -53,6 +53,20 @@ def test_a_failed_job_stops_nothing_and_a_second_call_does_the_rest(command, tmp
     assert folder.parent == attempts(tmp_path)[1].parent, "the same sweep keeps its name"
 
 
+def test_joblib_spreads_the_jobs_over_processes(command, tmp_path):
+    code, out, err = command("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "lora.rank=0,3,8")
+    assert code == 1, err
+    (folder,) = attempts(tmp_path)
+    assert states(folder) == ["done", "failed", "done"]
+    assert "#1 failed: ValueError: three is bad" in out
+    pids = {json.loads(path.read_text())["pid"] for path in (tmp_path / "outputs" / "runs").glob("*/status.json")}
+    assert len(pids) == 2
+    (tmp_path / "fixed").write_text("")
+    code, _, err = command("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "lora.rank=0,3,8")
+    assert code == 0, err
+    assert states(attempts(tmp_path)[1]) == ["skipped", "done", "skipped"]
+
+
 def test_fail_fast_and_a_fault_that_only_one_combination_has(command, tmp_path):
     code, out, _ = command("sweep.fail_fast=true", "sweep.name=fast", "lora.rank=3,8")
     assert code == 1
