@@ -12,7 +12,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from datamodules.base import SPLITS, Source
-from datamodules.batches import Batch, BatchOrder, PictureBatches, TrainLoader, eval_bounds, train_bounds
+from datamodules.batches import (
+    Batch,
+    BatchOrder,
+    PictureBatches,
+    TrainLoader,
+    epoch_order,
+    eval_bounds,
+    train_bounds,
+)
 from datamodules.cache import PixelCache
 from datamodules.classes import ClassMap
 from datamodules.crop import Fit
@@ -163,9 +171,16 @@ class ImageDataModule(L.LightningDataModule):
             seed=self.seed, shuffle=shuffle, augment=augment, move_points=points is not None,
         )  # fmt: skip
 
-    def plain_dataloader(self, split: str) -> DataLoader[Batch]:
-        """Every example of a split once, in the table's order, without augmentation."""
+    def plain_dataloader(self, split: str, count: int | None = None) -> DataLoader[Batch]:
+        """Every example of a split once, in the table's order, without augmentation.
+
+        Args:
+            split: train, val or test.
+            count: only so many, drawn by ``split_seed``, so that they are the same in every run.
+        """
         rows = self._rows(split)
+        if count is not None:
+            rows = rows[np.sort(epoch_order(len(rows), self.split_seed, 0)[:count])]
         bounds = eval_bounds(len(rows), self.batch_size, self._world()[0])
         return self._loader(DataLoader, PictureBatches(self._pixels, rows, self._targets[rows], rows, bounds), 0)
 

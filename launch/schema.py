@@ -164,6 +164,9 @@ class TrainConfig(Strict):
     feature_views: Annotated[int, Field(ge=1)] | None = Field(
         description="a number of augmented views, 1 or more, or null (pass images in every epoch)"
     )
+    gram_images: Annotated[int, Field(ge=1)] | None = Field(
+        description="a number of training images, 1 or more, or null (no Grams: some merges will not work)"
+    )
     trainer: dict[str, Any] = Field(description="a mapping of Lightning Trainer arguments")
     logger: Logger = Field(default_factory=Logger, description="logger=wandb, csv or tensorboard")
     seed: int = Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295")

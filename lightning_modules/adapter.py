@@ -1,7 +1,7 @@
 """Adapter bundles: a folder with a LoRA adapter in peft's format, its head, and a card that says where they come from.
 
-``adapter_config.json`` + ``adapter_model.safetensors`` (absent at rank 0), ``head.safetensors``, ``card.json``,
-``README.md``. Nothing is pickled.
+``adapter_config.json`` + ``adapter_model.safetensors`` and ``grams.safetensors`` (absent at rank 0),
+``head.safetensors``, ``card.json``, ``README.md``. Nothing is pickled.
 """
 
 import json
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from launch.errors import AdapterError
 from launch.files import atomic_folder, write_json
 from lightning_modules.model import MLPHead, MultiTaskModel
+from merging.grams import FILE as GRAMS
+from merging.grams import save_grams
 
 CONFIG, ADAPTER, HEAD, CARD, README = (
     "adapter_config.json", "adapter_model.safetensors", "head.safetensors", "card.json", "README.md",
@@ -45,10 +47,18 @@ class AdapterBundle:
     card: dict[str, Any]
 
 
-def save_bundle(path: Path, model: MultiTaskModel, task: str, config: LoraConfig | None, card: dict[str, Any]) -> None:
+def save_bundle(
+    path: Path,
+    model: MultiTaskModel,
+    task: str,
+    config: LoraConfig | None,
+    card: dict[str, Any],
+    grams: dict[str, Tensor] | None = None,
+) -> None:
     """Writes the bundle of one task whole, or leaves what was at ``path``.
 
     Args:
+        grams: from ``merging.grams.collect_grams``.
         card: needs ``task``, ``backbone`` with ``name``, ``image_size`` and ``fingerprint``, and ``metrics``.
     """
     with atomic_folder(path) as folder:
@@ -59,6 +69,8 @@ def save_bundle(path: Path, model: MultiTaskModel, task: str, config: LoraConfig
             write_json(folder / CONFIG, _config_content(config, card["backbone"]["name"]))
         head = {name: value.float().cpu().contiguous() for name, value in model.heads[task].state_dict().items()}
         safetensors.torch.save_file(head, folder / HEAD, metadata={"format": "pt"})
+        if grams is not None:
+            save_grams(folder / GRAMS, grams)
         write_json(folder / CARD, card)
         (folder / README).write_text(_readme(card, config), encoding="utf-8")
 

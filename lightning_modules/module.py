@@ -17,6 +17,7 @@ from lightning_modules.backbone import hold_frozen_weights, set_fused_attention
 from lightning_modules.model import MultiTaskModel
 from lightning_modules.tasks import Task
 
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by Lightning's name of the precision
 Batch = Mapping[str, Tensor]
 
 
@@ -58,8 +59,8 @@ class MultiTaskModule(L.LightningModule):
         )
 
     def setup(self, stage: str) -> None:
-        if self.trainer.precision in ("bf16-mixed", "16-mixed"):
-            dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float16
+        dtype = AUTOCAST.get(str(self.trainer.precision))
+        if dtype is not None:
             hold_frozen_weights(self.model.backbone, dtype)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

@@ -12,10 +12,12 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import Logger
 from peft import LoraConfig
-from torch import nn
+from torch import Tensor, nn
 
 from datamodules.base import Source
+from datamodules.datamodule import ImageDataModule, normalize
 from launch.files import atomic_folder
+from launch.progress import track
 from launch.provenance import provenance
 from launch.runs import Run
 from launch.schema import TrainConfig
@@ -33,8 +35,9 @@ from lightning_modules.callbacks import BEST, LAST
 from lightning_modules.features import FeatureDataModule
 from lightning_modules.lora import add_lora, init_seed, lora_config
 from lightning_modules.model import MLPHead, MultiTaskModel
-from lightning_modules.module import MultiTaskModule
+from lightning_modules.module import AUTOCAST, MultiTaskModule
 from lightning_modules.tracking import define_metrics, log_bundle, log_summary, open_loggers
+from merging.grams import collect_grams
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +83,8 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
         data: L.LightningDataModule = images
         model = MultiTaskModel(backbone, {task.name: head})
         fitted = model
+        dtype = AUTOCAST.get(str(trainer.precision))
         if rank == 0 and config.feature_views is not None and trainer.world_size == 1:
-            dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(trainer.precision))
             if dtype is not None:
                 hold_frozen_weights(backbone, dtype)
             data = FeatureDataModule(backbone, images, config.feature_views, trainer.strategy.root_device, dtype)
@@ -108,7 +111,12 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
             "seconds": {"fit": seconds, "total": time.perf_counter() - started},
         }
         if not config.trainer.get("fast_dev_run"):
-            result["bundle"] = str(publish(run, config, model, lora, result, opened))
+            grams = None
+            if lora is not None and config.gram_images is not None:
+                device = trainer.strategy.root_device
+                with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                    grams = task_grams(model.backbone.to(device).eval(), images, config.gram_images, device)
+            result["bundle"] = str(publish(run, config, model, lora, grams, result, opened))
         log_summary(opened, {f"best/{name}": value for name, value in metrics.items()})
     shutil.rmtree(checkpoints, ignore_errors=True)
     scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
@@ -154,11 +162,19 @@ def load_best(module: MultiTaskModule, path: Path) -> tuple[int | None, dict[str
     return checkpoint["epoch"] + 1, checkpoint["metrics"]
 
 
+def task_grams(backbone: nn.Module, data: ImageDataModule, count: int, device: torch.device) -> dict[str, Tensor]:
+    """Grams of the adapted backbone over ``count`` training images without augmentation."""
+    loader = data.plain_dataloader("train", count)
+    pictures = (batch["image"] for batch in track(loader, "Collecting Grams", len(loader)))
+    return collect_grams(backbone, (normalize(images.to(device), data.mean, data.std) for images in pictures))
+
+
 def publish(
     run: Run,
     config: TrainConfig,
     model: MultiTaskModel,
     lora: LoraConfig | None,
+    grams: dict[str, Tensor] | None,
     result: dict[str, Any],
     loggers: list[Logger],
 ) -> Path:
@@ -171,7 +187,7 @@ def publish(
     }
     card |= {"seed": config.seed, "run": run.name, "config_hash": run.hash, "provenance": provenance()}
     kept = run.path / "adapter"
-    save_bundle(kept, model, config.name, lora, card)
+    save_bundle(kept, model, config.name, lora, card, grams)
     newest = Path(config.paths.outputs) / "adapters" / config.name / f"r{config.lora.rank}-s{config.seed}"
     with atomic_folder(newest) as folder:
         shutil.copytree(kept, folder, dirs_exist_ok=True)

@@ -16,6 +16,7 @@ from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
 from lightning_modules.building import resolve_precision
 from lightning_modules.lora import folded_state_dict
 from lightning_modules.model import MultiTaskModel
+from merging.grams import load_grams
 from tests.conftest import SIZE, TINY
 from tests.runs import ROOT, draw_points, leaves, overrides, read_results, train_command, train_here, train_process
 
@@ -46,6 +47,9 @@ def test_a_folder_of_classes(tmp_path):
     assert peft.shape == (2, 2)
     torch.testing.assert_close(peft, folded, rtol=0, atol=1e-4)
     card = json.loads((tmp_path / "out/adapters/leaves/r2-s0/card.json").read_text())
+    grams = load_grams(tmp_path / "out/adapters/leaves/r2-s0/grams.safetensors")
+    assert {gram.shape for gram in grams.values()} == {(64, 64)}
+    assert len(grams) == 6
     assert card["config_hash"] == run.hash
     assert card["data"]["fingerprint"] == result["data"]["fingerprint"]
 
