@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class PictureBatches(Dataset[Batch]):
     """A dataset whose items are whole batches: one fancy read of the memory map, then augmentation.
 
     Args:
-        pixels: .npy file of uint8 (N, S, S, 3); opened in each process by itself.
+        pixels: .npy file of uint8 (N, S, S, 3).
         rows: positions in it.
         targets: int64 (n,), float32 (n, 1) or float32 (n, K, 2), one for each of ``rows``.
         index: int64 (n,), what the batch reports as "index".
@@ -73,14 +73,10 @@ class PictureBatches(Dataset[Batch]):
         self.path, self.rows, self.targets, self.index = pixels, rows, targets, index
         self.bounds, self.seed, self.shuffle = list(bounds), seed, shuffle
         self.augment, self.move_points = augment, move_points
-        self._pixels: np.ndarray | None = None
         self._order: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_pixels": None}  # a pickled memory map would carry all its pixels
 
     def __getitem__(self, item: Item | int) -> Batch:
         """Batch (epoch, number); a bare number (Lightning's overfit_batches) is fixed, not augmented."""
@@ -90,9 +86,9 @@ class PictureBatches(Dataset[Batch]):
         if start == stop:  # more devices than examples: each must have a batch
             start, stop = 0, 1
         chosen = self._epoch(epoch)[start:stop]
-        if self._pixels is None:
-            self._pixels = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        images = np.asarray(self._pixels[self.rows[chosen]])
+        # Mapped anew for each batch: pages once touched would go on counting as this process's memory.
+        pixels = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        images = np.asarray(pixels[self.rows[chosen]])
         targets = self.targets[chosen]
         if self.augment is not None and not fixed:
             images, moved = self.augment(

@@ -41,9 +41,7 @@ def per_file(
     """
     stamp_of = stamp or (lambda file: _stamp(f"{root}/{file}"))
     stamps = {file: stamp_of(file) for file in dict.fromkeys(files)}
-    known = {
-        file: (kept, row) for file, (kept, row) in _load(index, columns).items() if stamps.get(file, kept) == kept
-    }
+    known = {file: (kept, row) for file, (kept, row) in _load(index, columns).items() if stamps.get(file, kept) == kept}
     missing = sorted(file for file in stamps if file not in known)
     if missing:
         progress = iter(track(missing, description, len(missing)))

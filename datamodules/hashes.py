@@ -3,12 +3,14 @@
 import io
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from datamodules.base import Records, Source
 from launch.errors import UserError
@@ -16,6 +18,8 @@ from launch.files import atomic_write
 from launch.progress import track
 
 log = logging.getLogger(__name__)
+_BATCH = 4096
+_GONE = (-1, -1)  # the stamp of a file that cannot be looked at: its hash is not kept
 
 
 def cpu_count() -> int:
@@ -36,45 +40,42 @@ def content_hashes(source: Source, records: Records, index: Path) -> dict[str, s
         records: its records; those with the same ``file`` are read once.
         index: parquet file; made or brought up to date when it can be written.
     """
-    units = _units(records)
+    keys = records.table["key"].tolist()
+    names = records.table["file"].tolist() if "file" in records.table else keys
+    first: dict[str, int] = {}
+    for place, name in enumerate(names):
+        first.setdefault(name, place)
+
+    def row(unit: str) -> dict[str, Any]:  # made when it is asked for: 100,000 of them are 60 MB
+        place = first[unit]
+        return {"key": keys[place]} | ({"file": unit} if names is not keys else {})
+
     known = _load(index)
-    stamps = {unit: _stamp(source, row) for unit, row in units.items()}
-    done = {unit: known[unit][2] for unit, stamp in stamps.items() if unit in known and known[unit][:2] == stamp}
-    missing = [(unit, row) for unit, row in units.items() if unit not in done]
+    missing = []
+    for unit in first:
+        stamp = _stamp(source, row(unit))
+        if unit not in known or known[unit][:2] != stamp:
+            known[unit] = (*stamp, "")
+            missing.append(unit)
     if missing:
-        found = _compute(source, missing)
+        found = _compute(source, missing, row)
         for unit, digest in track(found, f"Reading {source.name} for duplicates", len(missing)):
-            done[unit] = digest
-        _save(
-            index,
-            known | {unit: (*stamps[unit], done[unit]) for unit, _ in missing if stamps[unit] != (-1, -1)},
-        )
-    keys = records.table["key"]
-    names = records.table.get("file", keys)
-    return {key: done[name] for key, name in zip(keys, names, strict=True)}
-
-
-def _units(records: Records) -> dict[str, dict[str, Any]]:
-    columns = [name for name in ("key", "file") if name in records.table]
-    rows = records.table[columns].to_dict("records")
-    units: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        units.setdefault(row.get("file", row["key"]), row)
-    return units
+            known[unit] = (*known[unit][:2], digest)
+        _save(index, known)
+    return {key: known[name][2] for key, name in zip(keys, names, strict=True)}
 
 
 def _stamp(source: Source, row: dict[str, Any]) -> tuple[int, int]:
     try:
         return source.stamp(row)
     except OSError:
-        return -1, -1
+        return _GONE
 
 
-def _compute(source: Source, missing: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, str]]:
-    def one(item: tuple[str, dict[str, Any]]) -> tuple[str, str]:
-        unit, row = item
+def _compute(source: Source, missing: list[str], row: Callable[[str], dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    def one(unit: str) -> tuple[str, str]:
         try:
-            return unit, source.digest(row)
+            return unit, source.digest(row(unit))
         except OSError:
             return unit, f"unreadable:{unit}"
 
@@ -82,7 +83,8 @@ def _compute(source: Source, missing: list[tuple[str, dict[str, Any]]]) -> Itera
         yield from map(one, missing)
         return
     with ThreadPoolExecutor(2 * cpu_count()) as pool:
-        yield from pool.map(one, missing)
+        for start in range(0, len(missing), _BATCH):  # map submits all that it is given at once
+            yield from pool.map(one, missing[start : start + _BATCH])
 
 
 def _load(index: Path) -> dict[str, tuple[int, int, str]]:
@@ -98,10 +100,13 @@ def _load(index: Path) -> dict[str, tuple[int, int, str]]:
 
 
 def _save(index: Path, entries: dict[str, tuple[int, int, str]]) -> None:
-    rows = [(unit, *entry) for unit, entry in sorted(entries.items())]
+    units = sorted(unit for unit, entry in entries.items() if entry[:2] != _GONE)
+    columns: dict[str, pa.Array] = {"unit": pa.array(units, pa.string())}
+    for number, (name, kind) in enumerate((("size", pa.int64()), ("mtime_ns", pa.int64()), ("sha256", pa.string()))):
+        columns[name] = pa.array((entries[unit][number] for unit in units), kind, size=len(units))
     buffer = io.BytesIO()
-    pd.DataFrame(rows, columns=["unit", "size", "mtime_ns", "sha256"]).to_parquet(buffer, index=False)
+    pq.write_table(pa.table(columns), buffer)
     try:
-        atomic_write(index, buffer.getvalue())
+        atomic_write(index, bytes(buffer.getbuffer()))
     except UserError as error:
         log.warning("content hashes are not kept: %s", error)

@@ -62,8 +62,11 @@ def make_pixels(
     place = hashlib.sha256(source.root.resolve().as_posix().encode()).hexdigest()[:12]
     records = source.records()
     read = len(records.table) + sum(records.dropped.values())
-    hashes = content_hashes(source, records, cache_root / "hashes" / f"{place}.parquet")
-    prepared = prepare_table(records, kind, target, classes, size, split, split_seed, hashes)
+    index = cache_root / "hashes" / f"{place}.parquet"
+    prepared = prepare_table(
+        records, kind, target, classes, size, split, split_seed, content_hashes(source, records, index)
+    )
+    del records  # of a large set it is tens of megabytes
     shape = fit or default_fit(kind)
     folder = cache_folder(cache_root, source.name, prepared.fingerprint, image_size, shape, max_pixels)
     cache = open_or_build(

