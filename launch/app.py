@@ -67,6 +67,8 @@ def _run(script: str, schema: type[Any], job: Any, conf: Path, keeps_run: bool, 
     conf = Path(arguments.config_path).absolute() if arguments.config_path else conf
     composer = Composer(script, conf, arguments.config_dir, arguments.config_name)
     multirun = arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
+    if multirun and not any(text.startswith("hydra/sweeper=") for text in arguments.overrides):
+        arguments.overrides = composer.with_recipe_sweep(arguments.overrides)
     command = composer.parse(arguments.overrides, multirun)
     faults = find_faults(composer, schema, command, multirun, complete=not arguments.cfg)
     if faults:

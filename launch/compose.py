@@ -89,6 +89,18 @@ class Composer:
         command.values = [values for values in command.values if values]
         return command
 
+    def with_recipe_sweep(self, overrides: list[str]) -> list[str]:
+        """The overrides with what the chosen recipe sweeps over (``hydra.sweeper.params``) before them.
+
+        Written out, a recipe's sweep is checked, named and listed like one of the command line; what the command
+        itself says of a key wins.
+        """
+        choices, _ = next(self.points(self.parse(overrides, multirun=True)))
+        config = self.compose(choices, [])
+        params = None if config is None else OmegaConf.select(config, "hydra.sweeper.params")
+        given = {text.lstrip("+").partition("=")[0] for text in overrides}
+        return [*(f"{key}={value}" for key, value in (params or {}).items() if key not in given), *overrides]
+
     def points(self, command: Command) -> Iterator[tuple[tuple[str, ...], list[Override]]]:
         """The choices and values to look at: the first of everything, then each further value with the first others."""
         columns: list[list[Any]] = [*command.choices, *command.values]

@@ -80,7 +80,9 @@ def run_sweep(script: Script, composer: Composer, overrides: list[str], config: 
     swept = tuple(column[0].removeprefix("++").partition("=")[0] for column in columns if len(column) > 1)
     place = Place(name, folder, bool(wanted.get("fail_fast")), swept)
     own = [f"hydra.sweep.dir={QuotedString(str(folder), Quote.single).with_quotes()}", "hydra.mode=MULTIRUN"]
-    other_sweeper = any(text.startswith("hydra/sweeper") for text in overrides)
+    other_sweeper = any(text.startswith("hydra/sweeper=") for text in overrides)
+    if not other_sweeper:
+        own.append("hydra.sweeper.params=null")  # written out in the overrides already
     labels = [] if other_sweeper else _labels(script, place, columns)
     log.info("Sweep %s: %s jobs, records in %s", name, len(labels) or "?", folder)
     code = died = 0

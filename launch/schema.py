@@ -54,6 +54,7 @@ class Task(Strict):
     )
     target: str | None = Field(description="a column of the records, or null (label, value or points)")
     metric: Literal["accuracy", "macro_f1", "rmse", "nme"] = Field(description="accuracy, macro_f1, rmse or nme")
+    epochs: Annotated[int, Field(ge=1)] = Field(description="a number of epochs, 1 or more")
     augment: Augment | None = Field(description="a mapping (hflip, rotate, ...) or null")
     eye_corners: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)] | None = Field(
         default=None, description="the numbers of two points [i,j]; null unless task.kind is keypoints"
@@ -105,6 +106,9 @@ class Lora(Strict):
     )
     dropout: float = Field(ge=0, lt=1, description="a fraction from 0 to below 1")
     init_seed: Literal["shared", "per_task"] = Field(description="shared or per_task")
+    train_a: bool = Field(description="true or false")
+    use_rslora: bool = Field(description="true or false")
+    use_dora: Literal[False] = Field(description="false: a DoRA adapter is no sum W + BA, so it cannot be merged")
 
 
 class Optimizer(Strict):
@@ -113,6 +117,7 @@ class Optimizer(Strict):
     lr: float = Field(gt=0, le=10, description="a number above 0, at most 10")
     head_lr: float = Field(gt=0, le=10, description="a number above 0, at most 10")
     weight_decay: float = Field(ge=0, le=10, description="a number from 0 to 10")
+    b_weight_decay: float = Field(ge=0, le=10, description="a number from 0 to 10")
     warmup: float = Field(ge=0, lt=1, description="a fraction of all steps, from 0 to below 1")
 
 

@@ -22,27 +22,36 @@ TARGET_MODULES = {
 }
 
 
-def lora_config(rank: int, alpha: float | None, targets: Sequence[str], dropout: float = 0.0) -> LoraConfig:
+def lora_config(
+    rank: int, alpha: float | None, targets: Sequence[str], dropout: float = 0.0, use_rslora: bool = False
+) -> LoraConfig:
     """peft's configuration of one adapter; ``alpha`` defaults to the rank, so that the scale is one.
 
     Args:
         targets: any of q, k, v, proj, mlp.
+        use_rslora: the scale is alpha / sqrt(rank) (Kalajdzievski, arXiv 2312.03732).
     """
     modules = [module for target in sorted(set(targets)) for module in TARGET_MODULES[target]]
     return LoraConfig(
         r=rank,
         lora_alpha=cast(int, rank if alpha is None else alpha),
         lora_dropout=dropout,
+        use_rslora=use_rslora,
         target_modules=modules,
         bias="none",
     )
 
 
-def add_lora(model: VisionTransformer, config: LoraConfig, init_seed: int) -> VisionTransformer:
+def add_lora(
+    model: VisionTransformer, config: LoraConfig, init_seed: int, train_a: bool = True
+) -> VisionTransformer:
     """Adds an adapter in place: A drawn from ``init_seed`` alone (Kaiming uniform, peft's default), B zero.
 
     Every layer's A depends on the seed, never on the state of torch's generator, so that adapters which share a seed
     start from the same A (it decides what a merge of A and B apart gives).
+
+    Args:
+        train_a: False leaves A as it was drawn.
 
     Raises:
         CommandError: the rank is above the model's width, where a low-rank factor pair is larger than what it adapts.
@@ -56,7 +65,7 @@ def add_lora(model: VisionTransformer, config: LoraConfig, init_seed: int) -> Vi
         torch.manual_seed(init_seed)
         inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(".lora_" in name)
+        parameter.requires_grad_(".lora_B" in name or (train_a and ".lora_" in name))
     return model
 
 

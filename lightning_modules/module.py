@@ -30,7 +30,8 @@ class MultiTaskModule(L.LightningModule):
     Args:
         lr: peak learning rate of the adapter.
         head_lr: peak learning rate of the heads.
-        weight_decay: decoupled decay of both (AdamW); 0 is plain Adam.
+        weight_decay: decoupled decay of the heads (AdamW); 0 is plain Adam.
+        b_weight_decay: the same of the adapter's B, which bounds the norm of its delta; A is not decayed.
         warmup: fraction of all steps over which the rates rise from 0; a half cosine leads them back to 0.
         seed: with the epoch's number it seeds torch's generator, so that a resumed run draws what the first one drew.
     """
@@ -45,6 +46,7 @@ class MultiTaskModule(L.LightningModule):
         lr: float = 1e-3,
         head_lr: float = 1e-3,
         weight_decay: float = 0.0,
+        b_weight_decay: float = 0.0,
         warmup: float = 0.1,
         seed: int = 0,
     ) -> None:
@@ -52,7 +54,8 @@ class MultiTaskModule(L.LightningModule):
         self.model = model
         self.tasks = dict(tasks)
         self.lr, self.head_lr = lr, head_lr
-        self.weight_decay, self.warmup, self.seed = weight_decay, warmup, seed
+        self.weight_decay, self.b_weight_decay = weight_decay, b_weight_decay
+        self.warmup, self.seed = warmup, seed
         stages = ("val", "test")
         self.stage_metrics = torch.nn.ModuleDict(
             {f"{stage}_{name}": task.metrics() for stage in stages for name, task in self.tasks.items()}
@@ -135,12 +138,15 @@ class MultiTaskModule(L.LightningModule):
             metrics.reset()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        adapter = [p for name, p in self.model.named_parameters() if p.requires_grad and ".lora_" in name]
-        heads = list(self.model.heads.parameters())
-        groups = [{"params": heads, "lr": self.head_lr}]
-        if adapter:
-            groups.append({"params": adapter, "lr": self.lr})
-        optimizer = AdamW(groups, weight_decay=self.weight_decay)
+        named = [(name, value) for name, value in self.model.backbone.named_parameters() if value.requires_grad]
+        ups = [value for name, value in named if ".lora_B" in name]
+        others = [value for name, value in named if ".lora_B" not in name]
+        groups = [
+            {"params": list(self.model.heads.parameters()), "lr": self.head_lr, "weight_decay": self.weight_decay},
+            {"params": others, "lr": self.lr, "weight_decay": 0.0},
+            {"params": ups, "lr": self.lr, "weight_decay": self.b_weight_decay},
+        ]
+        optimizer = AdamW([group for group in groups if group["params"]])
         steps = int(self.trainer.estimated_stepping_batches)
         rate = warmup_cosine(steps, self.warmup)
         return {

@@ -139,7 +139,7 @@ FAULTS = [
     ("lora.targets=[k,k]", "lora.targets=[k,k]: a target is named twice."),
     ("lora.init_seed=shard", "lora.init_seed=shard: must be shared or per_task. Did you mean 'shared'?"),
     ("optimizer.lr=fast", "optimizer.lr=fast: must be a number above 0, at most 10."),
-    ("optimizer=3", "optimizer=3: must be a section with lr, head_lr, weight_decay, warmup."),
+    ("optimizer=3", "optimizer=3: must be a section with lr, head_lr, weight_decay, b_weight_decay, warmup."),
     ("~seed", "seed is missing: give seed=..., a whole number from 0 to 4294967295."),
     ("~lora.alpho", "~lora.alpho: there is no such key to delete. Did you mean 'alpha'?"),
     ("name=Leaves", "name=Leaves: must be a name of a-z, 0-9 and _."),
