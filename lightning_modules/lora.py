@@ -42,9 +42,7 @@ def lora_config(
     )
 
 
-def add_lora(
-    model: VisionTransformer, config: LoraConfig, init_seed: int, train_a: bool = True
-) -> VisionTransformer:
+def add_lora(model: VisionTransformer, config: LoraConfig, init_seed: int, train_a: bool = True) -> VisionTransformer:
     """Adds an adapter in place: A drawn from ``init_seed`` alone (Kaiming uniform, peft's default), B zero.
 
     Every layer's A depends on the seed, never on the state of torch's generator, so that adapters which share a seed

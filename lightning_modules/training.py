@@ -57,9 +57,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
     backbone, backbone_card = build_backbone(config.backbone, Path(config.paths.outputs) / "cache")
     lora = None
     if rank > 0:
-        lora = lora_config(
-            rank, config.lora.alpha, config.lora.targets, config.lora.dropout, config.lora.use_rslora
-        )
+        lora = lora_config(rank, config.lora.alpha, config.lora.targets, config.lora.dropout, config.lora.use_rslora)
         start = init_seed(config.seed, config.name, config.lora.init_seed)
         add_lora(backbone, lora, start, config.lora.train_a)
     parameters = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
