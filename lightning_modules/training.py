@@ -187,6 +187,7 @@ def publish(
         key: result[key] for key in ("task", "data", "backbone", "lora", "metric", "score", "metrics", "validation")
     }
     card |= {"seed": config.seed, "run": run.name, "config_hash": run.hash, "provenance": provenance()}
+    card["config"] = run.config
     kept = run.path / "adapter"
     save_bundle(kept, model, config.name, lora, card, grams)
     newest = Path(config.paths.outputs) / "adapters" / config.name / f"r{config.lora.rank}-s{config.seed}"
