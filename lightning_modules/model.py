@@ -12,7 +12,8 @@ class MLPHead(nn.Module):
     """Linear(d, 512) - ReLU - Linear(512, out), the study's head: (B, d) -> (B, out).
 
     Args:
-        center: (out,) what the head answers on average before it has learned anything, such as the mean target.
+        center: (out,) what the head answers to everything before it has learned anything, such as the mean target:
+            numbers and points would else begin far from all targets, and large first steps can kill the hidden units.
     """
 
     def __init__(self, features: int, outputs: int, center: Tensor | None = None) -> None:
@@ -21,6 +22,7 @@ class MLPHead(nn.Module):
         self.output = nn.Linear(HIDDEN, outputs)
         if center is not None:
             with torch.no_grad():
+                self.output.weight.zero_()
                 self.output.bias.copy_(center.reshape(-1))
 
     def forward(self, features: Tensor) -> Tensor:
