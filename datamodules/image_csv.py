@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from datamodules.base import Records, Source
+from datamodules.base import BOX, Records, Source
 from datamodules.csv_files import CsvFile, Faults, read_csv
 from datamodules.prepare import TARGETS, Kind
 from datamodules.splits import split_name
@@ -38,6 +38,8 @@ class ImageCsv(Source):
         group_column: rows with the same value (person, scene) are never separated.
         group_pattern: the same from the picture's path: a regular expression searched in it whose first
             bracket is the group, such as ``^(.*)_\\d+\\.jpg$``.
+        box_scale: keypoints: cut a square around the points, its side so many longer sides of their own
+            bounding box (as WFLW's pictures are cut from annotated boxes); None: the whole picture.
         name: of the data in result rows; the root folder's own name by default.
     """
 
@@ -52,12 +54,16 @@ class ImageCsv(Source):
         split_column: str | None = None,
         group_column: str | None = None,
         group_pattern: str | None = None,
+        box_scale: float | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(root=root, name=name or Path(root).expanduser().resolve().name)
         if kind not in TARGETS:
             raise DataError(f"kind={kind} must be one of {', '.join(TARGETS)}.{nearest(str(kind), TARGETS)}")
+        if box_scale is not None and (kind != "keypoints" or not box_scale > 0):
+            raise DataError(f"data.box_scale={box_scale} must be more than 0, and is for keypoints only.")
         self.files = _csv_files(csv)
+        self.box_scale = box_scale
         self.image_column = image_column
         self.target_column = target_column
         self.kind = kind
@@ -121,6 +127,8 @@ class ImageCsv(Source):
             raise DataError(f"{', '.join(name for _, name in self.files)} in {self.root} has no rows.")
         table = pd.DataFrame(rows).rename(columns={"target": TARGETS[self.kind]})
         table.insert(1, "file", table["key"])
+        if self.box_scale is not None:
+            table[list(BOX)] = np.stack([_box(points, self.box_scale) for points in table["points"]])
         return Records(table, {"row repeated": repeated} if repeated else {})
 
     def _columns(self, file: CsvFile, faults: Faults) -> dict[str, list[int]] | None:
@@ -232,6 +240,13 @@ class ImageCsv(Source):
                 return candidate
         faults.add("picture is missing", file.name, line, path)
         return None
+
+
+def _box(points: np.ndarray, scale: float) -> np.ndarray:
+    """left, top, right, bottom of a square around points (K, 2)."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    half = scale * (high - low).max() / 2
+    return np.concatenate([(low + high) / 2 - half, (low + high) / 2 + half])
 
 
 def _csv_files(csv: str | Sequence[str] | Mapping[str, str]) -> list[tuple[str | None, str]]:

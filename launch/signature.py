@@ -1,4 +1,4 @@
-"""The arguments of a class, read from its source text: importing it would import torch or pandas with it."""
+"""The arguments of a class or function, read from its source text: importing it would import torch or pandas with it."""
 
 import ast
 import functools
@@ -58,6 +58,14 @@ def arguments(file: Path, name: str) -> dict[str, Argument] | None:
         if found is not None:
             return found
     return {}
+
+
+@functools.cache
+def function_arguments(file: Path, name: str) -> dict[str, Argument] | None:
+    """Arguments of the function ``name`` at the top of ``file``; None when it defines none."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    return dict(_of_function(found[0])) if found else None
 
 
 def class_names(file: Path) -> list[str]:

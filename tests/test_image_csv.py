@@ -6,6 +6,7 @@ import pytest
 from datamodules.image_csv import ImageCsv
 from launch.errors import DataError, DatasetNotFoundError
 from tests.picture_files import noise, write_picture
+from tests.runs import draw_points
 
 
 @pytest.fixture
@@ -160,3 +161,15 @@ def test_missing_files_name_what_is_there(root: Path) -> None:
 def test_wrong_settings(root: Path, options: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         ImageCsv(root, **options)
+
+
+def test_a_box_around_the_points(tmp_path: Path) -> None:
+    root = draw_points(tmp_path / "points", 6)
+    (row, *_) = ImageCsv(root, kind="keypoints", box_scale=2.0).records().table.to_dict("records")
+    x0, y0, x1, y1 = row["points"].ravel()
+    assert x1 - x0 == 6
+    assert y0 == y1
+    assert (row["left"], row["right"]) == (x0 + 3 - 6, x0 + 3 + 6)
+    assert (row["top"], row["bottom"]) == (y0 - 6, y0 + 6)
+    with pytest.raises(DataError, match="box_scale"):
+        ImageCsv(root, kind="regression", box_scale=1.2)

@@ -1,0 +1,159 @@
+"""What ``merge.py`` may be told: which adapters, which sets of them, how they are merged and judged."""
+
+import functools
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml  # type: ignore[import-untyped]
+from pydantic import ConfigDict, Field
+
+from launch import checks
+from launch.errors import nearest
+from launch.schema import Check, Logger, Name, Paths, Strict, Text
+from launch.signature import Argument, function_arguments
+
+GIVEN = ("deltas", "grams", "bench")  # arguments that a merge gets from us
+REALIGN = ("none", "linear", "deep")
+Realign = Literal["none", "linear", "deep"]
+Tasks = Annotated[list[Name], Field(min_length=1)]
+
+
+def method_file(target: str, root: Path = checks.ROOT) -> tuple[Path | None, str]:
+    """The module file and function name of ``merging.module.function``; None for another package's."""
+    module, _, name = target.rpartition(".")
+    parts = module.split(".")
+    if len(parts) != 2 or parts[0] != "merging" or not all(part.isidentifier() for part in [*parts, name]):
+        return None, name
+    return root.joinpath(*parts).with_suffix(".py"), name
+
+
+@functools.cache
+def method_names(conf: Path = checks.ROOT / "conf") -> dict[str, str]:
+    """The shipped methods: name of the yaml -> function."""
+    files = sorted((conf / "merge").glob("*.yaml"))
+    return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8"))["_target_"] for file in files}
+
+
+def _method(merge: dict[str, Any]) -> Iterator[str]:
+    target = merge.get("_target_")
+    file, name = method_file(str(target))
+    signature = function_arguments(file, name) if file is not None and file.is_file() else None
+    if signature is None or "deltas" not in signature:
+        yield f"merge._target_={target}: no such merge of ours. Choose one with merge=cat, gram, ..."
+        return
+    own = {key: value for key, value in signature.items() if key not in GIVEN}
+    for key, value in merge.items():
+        if key in ("_target_", "_partial_"):
+            continue
+        if key not in own:
+            hint = nearest(key, own) or f" Known: {checks.known(own)}."
+            yield f"merge.{key}={checks.show(value)}: unknown argument of {name}.{hint}"
+        elif key != "weights" and not _allows(own[key], value):
+            yield f"merge.{key}={checks.show(value)}: must be {own[key].wanted() or 'something else'}."
+
+
+def _allows(argument: Argument, value: object) -> bool:
+    # an annotation of aliases only (Normalise, ...) says nothing here; the merge itself checks the value
+    return not argument.kinds or argument.kinds == {"null"} or argument.allows(value)
+
+
+def _sets(sets: Any, tasks: Any, sizes: Any, of: Any) -> Iterator[str]:
+    if sum(given is not None for given in (sets, tasks, sizes)) != 1:
+        yield "tasks is missing: give tasks=[a,b] for one set, sets=[[a,b],[c,d]] for several, or sweep=pairs."
+    for key, names in [("tasks", tasks), ("sweep.of", of), *(("sets", names) for names in sets or [])]:
+        twice = sorted({name for name in names or [] if names.count(name) > 1})
+        if twice:
+            yield f"{key}={checks.show(names)}: named twice: {', '.join(twice)}."
+
+
+class MergeSweep(Strict):
+    """Which sets are merged one after the other."""
+
+    name: Name | None = Field(description="a name of a-z, 0-9 and _, or null (made from the command)")
+    fail_fast: bool = Field(description="true or false")
+    sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = Field(
+        description="a list of set sizes, e.g. [2,3], or null (no sweep)"
+    )
+    of: Tasks = Field(description="a list of tasks [a,b,...]")
+    including: list[Name] = Field(description="a list of tasks that each set holds, or []")
+
+
+class MergedBackbone(Strict):
+    """Where the frozen weights are."""
+
+    weights: Text | None = Field(description="hub, package, the path of a .safetensors file, or null (as trained)")
+
+
+class Rank(Strict):
+    """Which adapters."""
+
+    rank: int = Field(ge=0, description="a whole number, 0 (the frozen backbone) or more")
+
+
+class MergeConfig(Strict):
+    """Config of ``merge.py``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9_+.-]+$")] | None = Field(
+        description="a name of letters, digits and _ + . -, or null (made from the set and the method)"
+    )
+    method: Name | None = Field(description="a name for the result rows, or null (that of the merge)")
+    merge: dict[str, Any] = Field(description="merge=cat, gram, ...")
+    tasks: Tasks | None = Field(description="a list of tasks [a,b], or null")
+    sets: Annotated[list[Tasks], Field(min_length=1)] | None = Field(description="a list of lists [[a,b],[c]], or null")
+    sweep: MergeSweep
+    realign: Realign | Annotated[list[Realign], Field(min_length=1)] = Field(
+        description="none, linear, deep or a list of them"
+    )
+    lora: Rank
+    backbone: MergedBackbone
+    seed: int = Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295")
+    split: Literal["val", "test"] = Field(description="val or test")
+    images: int = Field(ge=2, description="a whole number of images, 2 or more")
+    save: Literal["auto"] | bool = Field(description="auto (a single set), true or false")
+    adapters: dict[Name, Text] = Field(description="a mapping {task: folder of a bundle}")
+    roots: dict[Name, Text] = Field(description="a mapping {task: folder of its data}")
+    precision: Literal["auto", "32-true", "bf16-mixed"] = Field(description="auto, 32-true or bf16-mixed")
+    device: Text = Field(description="auto, cpu, cuda, cuda:1, ...")
+    logger: Logger = Field(default_factory=Logger, description="logger=wandb, csv or tensorboard")
+    resume: Literal["auto", "restart"] = Field(description="auto (skip what is done) or restart (do it anew)")
+    paths: Paths
+
+    checks: ClassVar[tuple[Check, ...]] = (
+        (("merge",), _method),
+        (("sets", "tasks", "sweep.sizes", "sweep.of"), _sets),
+    )
+
+    def chosen_sets(self) -> list[tuple[str, ...]]:
+        """The sets to merge, tasks sorted by name, each set once."""
+        if self.sweep.sizes is not None:
+            found = [
+                names
+                for size in self.sweep.sizes
+                for names in itertools.combinations(sorted(self.sweep.of), size)
+                if set(self.sweep.including) <= set(names)
+            ]
+        else:
+            found = [tuple(sorted(names)) for names in self.sets or [self.tasks or []]]
+        return list(dict.fromkeys(found))
+
+    @property
+    def realigns(self) -> list[Realign]:
+        """As a list, each once, plainest first."""
+        wanted = self.realign if isinstance(self.realign, list) else [self.realign]
+        return [realign for realign in ("none", "linear", "deep") if realign in wanted]  # type: ignore[misc]
+
+    @property
+    def method_name(self) -> str:
+        """What result rows call the merge: the yaml's name, which is the function's."""
+        return self.method or str(self.merge["_target_"]).rpartition(".")[2]
+
+    @property
+    def title(self) -> str:
+        """The readable part of the run's name."""
+        sets = self.chosen_sets()
+        what = "+".join(sets[0]) if len(sets) == 1 else f"{len(sets)}_sets"
+        return f"{what}-{self.method_name}-r{self.lora.rank}-s{self.seed}"

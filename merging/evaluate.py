@@ -1,0 +1,149 @@
+"""One merge of one set of tasks, scored: a row for each member and each kind of realignment."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from lightning_modules.model import MLPHead
+from lightning_modules.tasks import HIGHER_IS_BETTER
+from merging.delta import Delta
+from merging.features import class_token
+from merging.realign import choose_readout, fold_readout
+from merging.workbench import Workbench
+
+Realign = Literal["none", "linear", "deep"]
+COLUMNS = (
+    "data", "backbone", "set", "method", "realign", "rank", "seed", "task", "metric", "score", "single", "head_only",
+    "retention", "images", "seconds",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged model before it is written.
+
+    Attributes:
+        delta: None where nothing was merged (the control).
+        heads: by task; those of ``deep`` read deep features.
+        seconds: what making it took, readouts included.
+        images: unlabeled images per task that it needed.
+    """
+
+    delta: Delta | None
+    heads: dict[str, MLPHead]
+    realign: Realign
+    seconds: float
+    images: int
+
+
+def retention(metric: str, score: float, single: float) -> float:
+    """1.00 is as good as the adapter alone, more is better: score / single, or single / score for errors."""
+    above, below = (score, single) if HIGHER_IS_BETTER[metric] else (single, score)
+    if below == 0:
+        return 1.0 if above == 0 else float("inf")
+    return above / below
+
+
+def with_readouts(
+    bench: Workbench, delta: Delta | None, tasks: Sequence[str], realign: Realign, images: int
+) -> tuple[dict[str, MLPHead], dict[str, float]]:
+    """The members' heads, realigned on unlabeled training images, and each one's ridge.
+
+    Args:
+        images: at most so many per task.
+    """
+    heads, ridges = {}, {}
+    for task in tasks:
+        head = bench.members[task].head
+        if realign != "none":
+            features = bench.features(delta, task, "train", images, deep=realign == "deep")
+            readout, ridges[task] = choose_readout(features, bench.single(task, "train", images))
+            head = fold_readout(head, readout)
+        heads[task] = head
+    return heads, ridges
+
+
+def merge_set(
+    bench: Workbench,
+    tasks: Sequence[str],
+    merge: Callable[[Sequence[str]], Delta | None],
+    realigns: Sequence[Realign],
+    images: int,
+) -> list[Merged]:
+    """Merges one set and fits each kind of readout; deep and linear ones come from one pass over the images."""
+    begun = time.perf_counter()
+    delta = merge(tasks)
+    merging = time.perf_counter() - begun
+    found: dict[Realign, Merged] = {}
+    wanted = [realign for realign in realigns if realign != "none"]
+    heads: dict[Realign, dict[str, MLPHead]] = {realign: {} for realign in wanted}
+    spent: dict[Realign, float] = dict.fromkeys(wanted, merging)
+    for task in tasks if wanted else ():
+        single = bench.single(task, "train", images)
+        begun = time.perf_counter()
+        features = bench.features(delta, task, "train", images, deep="deep" in wanted)
+        reading = time.perf_counter() - begun
+        for realign in wanted:
+            begun = time.perf_counter()
+            given = features if realign == "deep" else class_token(features, bench.width)
+            readout, _ = choose_readout(given, single)
+            heads[realign][task] = fold_readout(bench.members[task].head, readout)
+            spent[realign] += reading + time.perf_counter() - begun
+    for realign in realigns:
+        if realign == "none":
+            own = {task: bench.members[task].head for task in tasks}
+            found[realign] = Merged(delta, own, realign, merging, 0)
+        else:
+            found[realign] = Merged(delta, heads[realign], realign, spent[realign], images)
+    return [found[realign] for realign in realigns]
+
+
+def score_set(
+    bench: Workbench, merges: Sequence[Merged], split: str, head_only: Mapping[str, MLPHead]
+) -> list[dict[str, Any]]:
+    """Rows of merges that share one delta; the split's images pass the backbone once.
+
+    Args:
+        head_only: heads trained on the bare backbone, by task, where there are any.
+    """
+    rows = []
+    deep = any(merged.realign == "deep" for merged in merges)
+    for task in merges[0].heads:
+        metric = bench.members[task].task.metric
+        features = (
+            bench.bare(task, split, deep=deep)
+            if merges[0].delta is None
+            else bench.features(merges[0].delta, task, split, deep=deep)
+        )
+        single = bench.score(task, split, bench.members[task].head, bench.single(task, split))
+        alone = _head_only(bench, task, split, head_only)
+        for merged in merges:
+            given = features if merged.realign == "deep" else class_token(features, bench.width)
+            scores = bench.score(task, split, merged.heads[task], given)
+            rows.append(
+                {
+                    "realign": merged.realign,
+                    "task": task,
+                    "metric": metric,
+                    "score": scores[metric],
+                    "single": single[metric],
+                    "head_only": None if alone is None else alone[metric],
+                    "retention": retention(metric, scores[metric], single[metric]),
+                    "images": merged.images,
+                    "seconds": round(merged.seconds, 3),
+                    "scores": scores,
+                }
+            )
+    return rows
+
+
+def _head_only(
+    bench: Workbench, task: str, split: str, head_only: Mapping[str, MLPHead]
+) -> dict[str, float] | None:
+    if task not in head_only:
+        return None
+    features: Tensor = class_token(bench.bare(task, split, deep=False), bench.width)
+    return bench.score(task, split, head_only[task], features)

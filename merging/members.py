@@ -1,0 +1,156 @@
+"""The adapters of a merge: found by task, rank and seed, checked, read as deltas."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from torch import Tensor
+
+from launch.errors import AdapterError, CommandError, nearest
+from lightning_modules.adapter import ADAPTER, CARD, CONFIG, PEFT_PREFIX, AdapterBundle, load_bundle
+from lightning_modules.backbone import PARTS
+from lightning_modules.model import MLPHead
+from lightning_modules.tasks import Task
+from merging.delta import Delta
+from merging.grams import FILE, load_grams
+
+_FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])\.(?:default\.)?weight$")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One adapter of a merge.
+
+    Attributes:
+        task: its task, as heads and metrics need it.
+        delta: scale folded in, in the type it was stored in; None at rank 0.
+        grams: by module path; None where the bundle has none.
+        head: in evaluation mode, frozen.
+    """
+
+    task: Task
+    bundle: AdapterBundle
+    delta: Delta | None
+    grams: dict[str, Tensor] | None
+    head: MLPHead
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+
+def bundle_path(outputs: Path, task: str, rank: int, seed: int) -> Path:
+    """Where training publishes the adapter of a task, rank and seed."""
+    return outputs / "adapters" / task / f"r{rank}-s{seed}"
+
+
+def require_bundles(outputs: Path, tasks: Sequence[str], rank: int, seed: int) -> list[Path]:
+    """The bundles' folders in the order of ``tasks``; cheap, looks at names only.
+
+    Raises:
+        CommandError: some are missing; lists what exists and the command that trains each.
+    """
+    paths = {task: bundle_path(outputs, task, rank, seed) for task in tasks}
+    missing = [task for task, path in paths.items() if not (path / CARD).is_file()]
+    if not missing:
+        return list(paths.values())
+    known = sorted(card.parent.relative_to(outputs / "adapters") for card in (outputs / "adapters").glob(f"*/*/{CARD}"))
+    listed = ", ".join(str(path) for path in known) if known else "none"
+    names = {path.parts[0] for path in known}
+    lines = [
+        f"There is no adapter of task {task} with rank {rank} and seed {seed} in {outputs / 'adapters'}."
+        f"{nearest(task, names) if task not in names else ''} Train it: "
+        f"python train.py task={task} lora.rank={rank} seed={seed}"
+        for task in missing
+    ]
+    raise CommandError("\n".join([*lines, f"Adapters that exist: {listed}."]))
+
+
+def read_member(path: Path, fingerprint: str | None = None) -> Member:
+    """Reads a bundle of ours.
+
+    Raises:
+        AdapterError: see ``load_bundle`` and ``read_delta``; or the card says nothing of the task.
+    """
+    bundle = load_bundle(path, fingerprint)
+    delta = None if bundle.config is None else read_delta(bundle.tensors, bundle.config, path)
+    grams = load_grams(path / FILE) if (path / FILE).exists() else None
+    return Member(task_of(bundle), bundle, delta, grams, head_of(bundle))
+
+
+def task_of(bundle: AdapterBundle) -> Task:
+    """The task that a bundle's card tells of."""
+    try:
+        card = bundle.card["task"]
+        kind = card["kind"]
+        corners = (bundle.card.get("config") or {}).get("task", {}).get("eye_corners")
+        return Task(
+            name=card["name"],
+            kind=kind,
+            metric=card["metric"],
+            outputs=len(bundle.head["output.bias"]),
+            classes=None if card.get("classes") is None else tuple(card["classes"]),
+            eye_corners=None if corners is None else (corners[0], corners[1]),
+        )
+    except (KeyError, TypeError) as error:
+        raise AdapterError(f"{bundle.path / CARD} does not tell the task ({error!r}); train the adapter again.") from error
+
+
+def head_of(bundle: AdapterBundle) -> MLPHead:
+    """The bundle's head, frozen, in evaluation mode."""
+    outputs, _ = bundle.head["output.weight"].shape
+    _, features = bundle.head["hidden.weight"].shape
+    head = MLPHead(features, outputs)
+    head.load_state_dict(bundle.head)
+    return head.eval().requires_grad_(False)
+
+
+def read_delta(tensors: dict[str, Tensor], config: LoraConfig, path: Path) -> Delta:
+    """A plain LoRA adapter of peft's as deltas by module of a split backbone, LoRA's scale folded into A.
+
+    One made elsewhere for timm's fused ``attn.qkv`` is taken apart: q, k and v share A, each has its rows of B.
+
+    Args:
+        tensors: peft's state dict, with or without the ``base_model.model.`` prefix.
+        path: for messages.
+
+    Raises:
+        AdapterError: DoRA, a bias, patterns of ranks or alphas, modules saved whole, or tensors that are no pair.
+    """
+    refused = {
+        "use_dora": "DoRA rescales whole columns of the weight, which is no sum W + BA",
+        "lora_bias": "the adapter has a bias in B, which is no part of a delta",
+        "rank_pattern": "ranks differ by pattern",
+        "alpha_pattern": "scales differ by pattern",
+        "modules_to_save": "it replaces whole modules",
+    }
+    for key, reason in refused.items():
+        if getattr(config, key, None):
+            raise AdapterError(f"{path / CONFIG}: {key} is set: {reason}. It cannot be merged; train plain LoRA.")
+    if config.bias != "none":
+        raise AdapterError(f"{path / CONFIG}: bias={config.bias}: trained biases cannot be merged; train with bias=none.")
+    factors: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        found = _FACTOR.match(name.removeprefix(PEFT_PREFIX))
+        if found is None:
+            raise AdapterError(f"{path / ADAPTER}: {name} is no factor of plain LoRA; it cannot be merged.")
+        factors.setdefault(found["module"], {})[found["side"]] = value
+    delta: Delta = {}
+    for module, pair in sorted(factors.items()):
+        if set(pair) != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
+            shapes = {side: tuple(value.shape) for side, value in pair.items()}
+            raise AdapterError(f"{path / ADAPTER}: {module} has no pair of factors of one rank (found {shapes}).")
+        rank = pair["A"].shape[0]
+        scale = float(config.lora_alpha) / (rank**0.5 if config.use_rslora else rank)
+        delta |= _split(module, pair["B"], scale * pair["A"])
+    return delta
+
+
+def _split(module: str, b: Tensor, a: Tensor) -> Delta:
+    if not module.endswith(".qkv"):
+        return {module: (b, a)}
+    parts = zip(PARTS, b.chunk(3), strict=True)
+    return {f"{module}.{part}": (rows.contiguous(), a) for part, rows in parts if torch.any(rows)}

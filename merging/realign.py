@@ -1,0 +1,110 @@
+"""Readouts in closed form: what a head would have seen alone, from what the merged backbone gives.
+
+After a merge the features of task i have moved and its head no longer fits them (SIMO merging, arXiv 2504.11268). A
+ridge regression on unlabeled training images maps merged features X to the single-adapter model's class token Z:
+
+    z = x_cls + standardise(x) M + b,   M = argmin |Z - X_cls - standardise(X) M - b|^2 + ridge * n * |M|^2,
+
+so that nothing is changed where the merge changed nothing. It is a linear map before the head's first Linear and is
+folded into it; ``deep`` heads then read class and mean patch token of the last blocks (``merging.features``).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_modules.model import MLPHead
+from merging.features import class_token
+
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Readout:
+    """z = x P + c, float64: P (p, d), c (d,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return features.double() @ self.weight + self.bias
+
+
+def identity(width: int) -> Readout:
+    """The readout that changes nothing: class token in, class token out."""
+    return Readout(torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
+
+
+def fit_readouts(features: Tensor, wanted: Tensor, ridges: Sequence[float]) -> list[Readout]:
+    """One readout for each ridge, from one factorisation.
+
+    Args:
+        features: (n, p) of the merged model, class token or deep.
+        wanted: (n, d) class tokens of the single-adapter model on the same images.
+        ridges: above 0, per image and standardised feature.
+    """
+    x, z = features.double(), wanted.double()
+    width = z.shape[1]
+    mean, scale = x.mean(0), x.std(0, correction=0)
+    scale = torch.where(scale > 1e-8, scale, 1.0)
+    own = class_token(x, width)
+    standard, residual = (x - mean) / scale, z - own
+    centre = residual.mean(0)
+    maps = _ridge(standard, residual - centre, ridges)
+    skip = x.new_zeros(x.shape[1], width)
+    start = 0 if x.shape[1] == width else x.shape[1] - 2 * width
+    skip[start : start + width] = torch.eye(width, dtype=torch.float64)
+    found = []
+    for m in maps:
+        slope = m / scale[:, None]
+        found.append(Readout(skip + slope, centre - mean @ slope))
+    return found
+
+
+def choose_readout(features: Tensor, wanted: Tensor, held_out: float = 0.2) -> tuple[Readout, float]:
+    """The readout whose ridge serves held-out images best, fitted again on all of them.
+
+    Args:
+        features, wanted: see ``fit_readouts``.
+        held_out: fraction of the images, the last of them, that the ridge is chosen on; no label is used.
+
+    Returns:
+        The readout and its ridge.
+    """
+    cut = len(features) - max(1, round(held_out * len(features)))
+    candidates = fit_readouts(features[:cut], wanted[:cut], RIDGES)
+    errors = [float((readout(features[cut:]) - wanted[cut:].double()).square().mean()) for readout in candidates]
+    ridge = RIDGES[min(range(len(errors)), key=errors.__getitem__)]
+    return fit_readouts(features, wanted, [ridge])[0], ridge
+
+
+def fold_readout(head: MLPHead, readout: Readout) -> MLPHead:
+    """The head that reads merged features directly: W <- W P^T, b <- b + W c, summed in float64.
+
+    The result's first Linear takes p numbers, (B, p) -> (B, out).
+    """
+    weight = head.hidden.weight.detach().double().cpu()
+    folded = MLPHead(readout.weight.shape[0], head.output.out_features)
+    folded.load_state_dict(
+        {
+            "hidden.weight": (weight @ readout.weight.t()).float(),
+            "hidden.bias": (head.hidden.bias.detach().double().cpu() + weight @ readout.bias).float(),
+            "output.weight": head.output.weight.detach().float().cpu(),
+            "output.bias": head.output.bias.detach().float().cpu(),
+        }
+    )
+    return folded.eval().requires_grad_(False)
+
+
+def _ridge(x: Tensor, y: Tensor, ridges: Sequence[float]) -> list[Tensor]:
+    """(p, d) for each ridge; through the smaller of x^T x and x x^T."""
+    n, p = x.shape
+    if n >= p:
+        values, vectors = torch.linalg.eigh(x.t() @ x)
+        target = vectors.t() @ (x.t() @ y)
+        return [vectors @ (target / (values.clamp(min=0) + ridge * n)[:, None]) for ridge in ridges]
+    values, vectors = torch.linalg.eigh(x @ x.t())
+    target = vectors.t() @ y
+    return [x.t() @ (vectors @ (target / (values.clamp(min=0) + ridge * n)[:, None])) for ridge in ridges]

@@ -1,0 +1,135 @@
+"""Where merges are tried: one backbone, the members' heads and images, and what was computed of them once."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from datamodules.datamodule import ImageDataModule, normalize
+from launch.errors import AdapterError, DataError
+from launch.schema import Data
+from launch.target import instantiate
+from lightning_modules.adapter import CARD
+from lightning_modules.backbone import hold_frozen_weights
+from lightning_modules.model import MLPHead
+from merging.delta import Delta
+from merging.features import read_features
+from merging.fold import FoldableWeights
+from merging.members import Member
+
+
+class Workbench:
+    """Passes images of any member's task through the backbone with any delta folded in.
+
+    The backbone is loaded once and its weights are swapped in place. Features of the single adapters and of the bare
+    backbone are kept, those of merges are not. Labels are read by ``score`` alone.
+
+    Args:
+        backbone: plain timm model, frozen, in evaluation mode.
+        members: by task; their deltas may be None (rank 0).
+        data: by task, set up.
+        device: where the backbone computes.
+        dtype: of autocast; None for float32.
+    """
+
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        members: Mapping[str, Member],
+        data: Mapping[str, ImageDataModule],
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.members, self.data, self.device, self.dtype = dict(members), dict(data), device, dtype
+        self.width = int(backbone.num_features)
+        modules = {module for member in members.values() for module in member.delta or {}}
+        self.weights = FoldableWeights(backbone.to(device), sorted(modules))
+        if dtype is not None:
+            hold_frozen_weights(backbone, dtype)
+        self._known: dict[tuple[str, str, int | None, bool, bool], Tensor] = {}
+
+    @property
+    def backbone(self) -> VisionTransformer:
+        return self.weights.model
+
+    def batches(self, task: str, split: str, count: int | None = None) -> Iterator[Tensor]:
+        """Normalised images (B, 3, S, S) of a split, or ``count`` of them, always the same ones in the same order."""
+        data = self.data[task]
+        for batch in data.plain_dataloader(split, count):
+            yield normalize(batch["image"].to(self.device), data.mean, data.std)
+
+    def features(self, delta: Delta | None, task: str, split: str, count: int | None = None, *, deep: bool) -> Tensor:
+        """Features (n, d) or deep features (n, 8 d) of the backbone with a delta (None: bare)."""
+        with self.weights.folded(delta) as model:
+            return read_features(model, self.batches(task, split, count), deep=deep, dtype=self.dtype)
+
+    def single(self, task: str, split: str, count: int | None = None) -> Tensor:
+        """Class tokens (n, d) of the task's own adapter alone."""
+        return self._once(self.members[task].delta, task, split, count, own=True, deep=False)
+
+    def bare(self, task: str, split: str, count: int | None = None, *, deep: bool) -> Tensor:
+        """Features of the unmerged, unadapted backbone."""
+        return self._once(None, task, split, count, own=False, deep=deep)
+
+    def _once(self, delta: Delta | None, task: str, split: str, count: int | None, *, own: bool, deep: bool) -> Tensor:
+        key = (task, split, count, own, deep)
+        if key not in self._known:
+            self._known[key] = self.features(delta, task, split, count, deep=deep)
+        return self._known[key]
+
+    def targets(self, task: str, split: str) -> Tensor:
+        """Labels of a split, in the order of ``features``."""
+        return torch.cat([batch["target"] for batch in self.data[task].plain_dataloader(split)])
+
+    def score(self, task: str, split: str, head: MLPHead, features: Tensor) -> dict[str, float]:
+        """The task's metrics of a head's answers on all of a split."""
+        described = self.members[task].task
+        metrics = described.metrics()
+        metrics.update(described.predict(outputs(head, features)), self.targets(task, split))
+        return {name: float(value) for name, value in metrics.compute().items()}
+
+
+@torch.no_grad()
+def outputs(head: MLPHead, features: Tensor) -> Tensor:
+    """(n, d) -> (n, out), float32."""
+    return head(features.float())
+
+
+def open_images(member: Member, cache_root: Path, mean: Any, std: Any, root: str | None = None) -> ImageDataModule:
+    """The images that a member was trained and tested on, by its card.
+
+    Args:
+        cache_root: of pixels and hashes.
+        mean, std: of the backbone.
+        root: another folder of the same data than the card names.
+
+    Raises:
+        AdapterError: the card does not say which data.
+        DataError: the data is another than the card tells of.
+    """
+    card, path = member.bundle.card, member.bundle.path / CARD
+    try:
+        config = card["config"]
+        described = Data.model_validate(config["data"] | ({} if root is None else {"root": root}))
+        kind, target, fingerprint = config["task"]["kind"], config["task"]["target"], card["data"]["fingerprint"]
+        size, seed = config["backbone"]["image_size"], config["seed"]
+    except (KeyError, TypeError, ValidationError) as error:
+        raise AdapterError(f"{path} does not tell which data it was trained on ({error!r}); train it again.") from error
+    source = instantiate(described.source, described.arguments())
+    data = ImageDataModule(
+        source, kind, target=target, image_size=size, mean=mean, std=std, seed=seed, cache_root=cache_root,
+        **described.model_dump(include=set(Data.model_fields) - {"source"}),
+    )  # fmt: skip
+    data.prepare_data()
+    data.setup()
+    if data.fingerprint != fingerprint:
+        raise DataError(
+            f"{source.root} holds other data (fingerprint {data.fingerprint[:12]}) than adapter {member.bundle.path} was "
+            f"trained and tested on ({fingerprint[:12]}), so its test set may hold pictures it has learned. Give the same "
+            f"data as roots.{member.name}=DIR, or train the adapter again."
+        )
+    return data
