@@ -1,4 +1,4 @@
-"""The arguments of a class or function, read from its source text: importing it would import torch or pandas with it."""
+"""Arguments of a class or function, read from its source text: importing it would import torch or pandas with it."""
 
 import ast
 import functools

@@ -50,7 +50,13 @@ def resolve_precision(precision: str, accelerator: str = "auto") -> str:
 
 
 def build_backbone(config: BackboneConfig, cache: Path) -> tuple[VisionTransformer, dict[str, Any]]:
-    """A frozen split backbone, and what a card says of it: name, image size, fingerprint, mean and std."""
+    """A frozen split backbone, and what a card says of it."""
+    model, card = plain_backbone(config, cache)
+    return split_qkv(model), card
+
+
+def plain_backbone(config: BackboneConfig, cache: Path) -> tuple[VisionTransformer, dict[str, Any]]:
+    """A frozen timm backbone as it is, and what a card says of it: name, image size and fingerprint."""
     package = config.weights == "package"
     path = None
     if package:
@@ -61,7 +67,7 @@ def build_backbone(config: BackboneConfig, cache: Path) -> tuple[VisionTransform
         config.name, config.image_size, path, pretrained=config.weights == "hub", antialias=not package
     )
     card = {"name": config.name, "image_size": config.image_size, "fingerprint": fingerprint(model)}
-    return split_qkv(model), card
+    return model, card
 
 
 def build_task(config: TrainConfig, data: ImageDataModule) -> Task:

@@ -47,25 +47,6 @@ def retention(metric: str, score: float, single: float) -> float:
     return above / below
 
 
-def with_readouts(
-    bench: Workbench, delta: Delta | None, tasks: Sequence[str], realign: Realign, images: int
-) -> tuple[dict[str, MLPHead], dict[str, float]]:
-    """The members' heads, realigned on unlabeled training images, and each one's ridge.
-
-    Args:
-        images: at most so many per task.
-    """
-    heads, ridges = {}, {}
-    for task in tasks:
-        head = bench.members[task].head
-        if realign != "none":
-            features = bench.features(delta, task, "train", images, deep=realign == "deep")
-            readout, ridges[task] = choose_readout(features, bench.single(task, "train", images))
-            head = fold_readout(head, readout)
-        heads[task] = head
-    return heads, ridges
-
-
 def merge_set(
     bench: Workbench,
     tasks: Sequence[str],

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from launch.errors import AdapterError
 from lightning_modules.backbone import PARTS
@@ -63,6 +63,21 @@ class FoldableWeights:
             yield self.model
         finally:
             self.restore()
+
+
+def folded_state(model: VisionTransformer, delta: Delta | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A plain timm state dict with W + B A in place of each W that the delta names, and those W themselves.
+
+    Args:
+        model: plain, float32; left as it is.
+    """
+    state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    base: dict[str, Tensor] = {}
+    for module, (b, a) in (delta or {}).items():
+        name, rows = locate(model, module)
+        base.setdefault(name, state[name].clone())
+        state[name][rows] = (state[name][rows].double() + b.cpu().double() @ a.cpu().double()).to(state[name].dtype)
+    return state, base
 
 
 def locate(model: nn.Module, module: str) -> tuple[str, slice]:

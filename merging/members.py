@@ -96,7 +96,8 @@ def task_of(bundle: AdapterBundle) -> Task:
             eye_corners=None if corners is None else (corners[0], corners[1]),
         )
     except (KeyError, TypeError) as error:
-        raise AdapterError(f"{bundle.path / CARD} does not tell the task ({error!r}); train the adapter again.") from error
+        place = bundle.path / CARD
+        raise AdapterError(f"{place} does not tell the task ({error!r}); train the adapter again.") from error
 
 
 def head_of(bundle: AdapterBundle) -> MLPHead:
@@ -131,7 +132,7 @@ def read_delta(tensors: dict[str, Tensor], config: LoraConfig, path: Path) -> De
         if getattr(config, key, None):
             raise AdapterError(f"{path / CONFIG}: {key} is set: {reason}. It cannot be merged; train plain LoRA.")
     if config.bias != "none":
-        raise AdapterError(f"{path / CONFIG}: bias={config.bias}: trained biases cannot be merged; train with bias=none.")
+        raise AdapterError(f"{path / CONFIG}: bias={config.bias}: biases cannot be merged; train with bias=none.")
     factors: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         found = _FACTOR.match(name.removeprefix(PEFT_PREFIX))

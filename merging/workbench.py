@@ -115,6 +115,8 @@ def open_images(member: Member, cache_root: Path, mean: Any, std: Any, root: str
     try:
         config = card["config"]
         described = Data.model_validate(config["data"] | ({} if root is None else {"root": root}))
+        if isinstance(described.classes, dict):  # JSON files are sorted by key, and the order numbers the classes
+            described.classes = {name: described.classes[name] for name in card["task"]["classes"]}
         kind, target, fingerprint = config["task"]["kind"], config["task"]["target"], card["data"]["fingerprint"]
         size, seed = config["backbone"]["image_size"], config["seed"]
     except (KeyError, TypeError, ValidationError) as error:
@@ -128,8 +130,8 @@ def open_images(member: Member, cache_root: Path, mean: Any, std: Any, root: str
     data.setup()
     if data.fingerprint != fingerprint:
         raise DataError(
-            f"{source.root} holds other data (fingerprint {data.fingerprint[:12]}) than adapter {member.bundle.path} was "
-            f"trained and tested on ({fingerprint[:12]}), so its test set may hold pictures it has learned. Give the same "
-            f"data as roots.{member.name}=DIR, or train the adapter again."
+            f"{source.root} holds other data (fingerprint {data.fingerprint[:12]}) than adapter {member.bundle.path} "
+            f"was trained and tested on ({fingerprint[:12]}), so its test set may hold pictures it has learned. "
+            f"Give the same data as roots.{member.name}=DIR, or train the adapter again."
         )
     return data

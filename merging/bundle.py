@@ -1,0 +1,193 @@
+"""Merged models on disk: a plain timm state dict, a head per task, and all that is needed to merge them anew.
+
+``backbone.safetensors`` + ``heads.safetensors`` are the model; ``members/<task>/`` the adapter bundles it was merged
+from and ``base.safetensors`` the frozen weights that they change, so that tasks can be added and removed;
+``adapter_config.json`` + ``adapter_model.safetensors`` the merged adapter in peft's format where its rank is lower than
+its width; ``card.json`` the recipe. Nothing is pickled, and the same merge gives the same bytes.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from launch.errors import AdapterError
+from launch.files import atomic_folder, write_json
+from launch.provenance import provenance
+from lightning_modules.adapter import ADAPTER, CARD, CONFIG, PEFT_PREFIX, README
+from lightning_modules.lora import lora_config
+from lightning_modules.model import MLPHead
+from merging.delta import Delta
+from merging.evaluate import Merged
+from merging.features import DEPTH
+from merging.fold import folded_state
+from merging.members import Member
+
+BACKBONE, HEADS, BASE, MEMBERS = "backbone.safetensors", "heads.safetensors", "base.safetensors", "members"
+SCHEMA_VERSION = 1
+
+
+def save_merged(
+    path: Path,
+    frozen: VisionTransformer,
+    members: Mapping[str, Member],
+    merged: Merged,
+    recipe: Mapping[str, Any],
+    backbone: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    """Writes the model of one merge whole, or leaves what was at ``path``.
+
+    Args:
+        frozen: plain backbone, float32, nothing folded.
+        recipe: ``method``, ``merge`` (its config), ``realign``, ``images``.
+        backbone: ``name``, ``image_size``, ``fingerprint``, ``mean`` and ``std``.
+        rows: the merge's scores.
+    """
+    state, base = folded_state(frozen, merged.delta)
+    heads = {
+        f"{task}.{name}": value.detach().float().cpu().contiguous()
+        for task, head in sorted(merged.heads.items())
+        for name, value in head.state_dict().items()
+    }
+    card = {
+        "schema_version": SCHEMA_VERSION,
+        "recipe": dict(recipe),
+        "backbone": dict(backbone),
+        "tasks": {name: _task_card(member) for name, member in sorted(members.items())},
+        "deep_blocks": DEPTH if merged.realign == "deep" else 0,
+        "rows": list(rows),
+        "provenance": provenance(),
+    }
+    with atomic_folder(path) as folder:
+        safetensors.torch.save_file(dict(sorted(state.items())), folder / BACKBONE, metadata={"format": "pt"})
+        safetensors.torch.save_file(heads, folder / HEADS, metadata={"format": "pt"})
+        safetensors.torch.save_file(dict(sorted(base.items())), folder / BASE, metadata={"format": "pt"})
+        for name, member in sorted(members.items()):
+            shutil.copytree(member.bundle.path, folder / MEMBERS / name)
+        if merged.delta is not None:
+            save_peft(folder, merged.delta, str(backbone["name"]))
+        write_json(folder / CARD, card)
+        (folder / README).write_text(_readme(card), encoding="utf-8")
+
+
+def save_peft(folder: Path, delta: Delta, base_model: str) -> bool:
+    """Writes a delta as a peft adapter (alpha = r, the scale in A) where all modules have one rank below their width.
+
+    Returns:
+        Whether it was written; a delta of full rank is in the backbone alone.
+    """
+    ranks = {a.shape[0] for _, a in delta.values()}
+    width = min(min(b.shape[0], a.shape[1]) for b, a in delta.values())
+    if len(ranks) != 1 or (rank := ranks.pop()) >= width:
+        return False
+    targets = sorted({_target(module) for module in delta})
+    content = lora_config(rank, None, ["k"]).to_dict() | {
+        "target_modules": targets, "base_model_name_or_path": base_model, "inference_mode": True,
+    }  # fmt: skip
+    content = {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()}
+    tensors = {}
+    for module, (b, a) in sorted(delta.items()):
+        tensors[f"{PEFT_PREFIX}{module}.lora_A.weight"] = a.detach().float().cpu().contiguous()
+        tensors[f"{PEFT_PREFIX}{module}.lora_B.weight"] = b.detach().float().cpu().contiguous()
+    safetensors.torch.save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
+    write_json(folder / CONFIG, content)
+    return True
+
+
+def read_parts(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, MLPHead]]:
+    """Card, plain timm state dict and heads of a merged model.
+
+    Raises:
+        AdapterError: naming the file: missing, truncated, foreign or not finite.
+    """
+    if not path.is_dir():
+        known = sorted(card.parent.name for card in path.parent.glob(f"*/{CARD}"))
+        there = f" There are: {', '.join(known)}." if known else ""
+        raise AdapterError(f"No merged model at {path}. Make it: python merge.py tasks=[a,b] merge=gram.{there}")
+    try:
+        card = json.loads((path / CARD).read_text(encoding="utf-8"))
+        names = list(card["tasks"])
+        if card["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema version {card['schema_version']}, not {SCHEMA_VERSION}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"{path / CARD} is missing or not the card of a merged model ({error!r}).") from error
+    state, flat = read_tensors(path / BACKBONE), read_tensors(path / HEADS)
+    heads = {}
+    for name in names:
+        own = {key.removeprefix(f"{name}."): value for key, value in flat.items() if key.startswith(f"{name}.")}
+        try:
+            head = MLPHead(own["hidden.weight"].shape[1], own["output.weight"].shape[0])
+            head.load_state_dict(own)
+        except (KeyError, IndexError, RuntimeError) as error:
+            raise AdapterError(f"{path / HEADS} has no head of task {name} ({error}).") from error
+        heads[name] = head.eval().requires_grad_(False)
+    return card, state, heads
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file.
+
+    Raises:
+        AdapterError: missing, truncated or not finite.
+    """
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path} is missing, truncated or no safetensors file ({error}); make it again.") from error
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise AdapterError(f"{path}: tensor {name} has values that are not finite.")
+    return tensors
+
+
+def _target(module: str) -> str:
+    """``blocks.0.attn.qkv.k`` -> ``attn.qkv.k``: what peft matches by the end of a path."""
+    return ".".join(part for part in module.split(".") if part != "blocks" and not part.isdigit())
+
+
+def _task_card(member: Member) -> dict[str, Any]:
+    task, card = member.task, member.bundle.card
+    return {
+        "kind": task.kind,
+        "metric": task.metric,
+        "outputs": task.outputs,
+        "classes": None if task.classes is None else list(task.classes),
+        "eye_corners": None if task.eye_corners is None else list(task.eye_corners),
+        "fit": card["data"].get("fit"),
+        "data": {"name": card["data"]["name"], "fingerprint": card["data"]["fingerprint"]},
+        "run": card.get("run"),
+        "seed": card.get("seed"),
+    }
+
+
+def _readme(card: Mapping[str, Any]) -> str:
+    backbone, recipe = card["backbone"], card["recipe"]
+    lines = [
+        f"# {' + '.join(card['tasks'])} in one model",
+        "",
+        f"Merged by `{recipe['method']}`, realign `{recipe['realign']}`, into `{backbone['name']}` at "
+        f"{backbone['image_size']} px: one backbone pass answers every task.",
+        "",
+        "| task | metric | merged | alone | retention |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['task']} | {row['metric']} | {row['score']:.4f} | {row['single']:.4f} | {row['retention']:.3f} |"
+        for row in card["rows"]
+    ]
+    lines += [
+        "",
+        "`backbone.safetensors` is a plain timm state dict; `card.json` has the recipe. Data: "
+        + ", ".join(sorted({f"`{task['data']['name']}`" for task in card["tasks"].values()}))
+        + "; each has a licence of its own.",
+        "",
+    ]
+    return "\n".join(lines)

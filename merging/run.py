@@ -1,0 +1,285 @@
+"""A merge run from a checked config: adapters, backbone, images, then set after set, each scored and kept."""
+
+import functools
+import importlib
+import inspect
+import json
+import logging
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+from timm.models import PretrainedCfg
+from timm.models.vision_transformer import VisionTransformer
+
+from launch.errors import AdapterError, CommandError
+from launch.files import write_json
+from launch.merge_schema import MergeConfig, method_file
+from launch.progress import track
+from launch.runs import Run
+from launch.schema import Backbone as BackboneConfig
+from lightning_modules.adapter import CARD
+from lightning_modules.building import plain_backbone, resolve_precision
+from lightning_modules.model import MLPHead
+from lightning_modules.module import AUTOCAST
+from merging.bundle import save_merged
+from merging.delta import Delta
+from merging.evaluate import COLUMNS, Merged, merge_set, score_set
+from merging.members import Member, bundle_path, read_member, require_bundles
+from merging.workbench import Workbench, open_images
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A workbench with what rows say of it."""
+
+    bench: Workbench
+    head_only: dict[str, MLPHead]
+    backbone: dict[str, Any]
+    frozen: Callable[[], VisionTransformer]  # makes the backbone anew, float32, nothing folded
+
+    def data_name(self, tasks: Sequence[str]) -> str:
+        """The data of a set, each name once."""
+        return "+".join(sorted({self.bench.data[task].source.name for task in tasks}))
+
+
+def find_bundles(config: MergeConfig, outputs: Path) -> dict[str, Path]:
+    """The bundle of each task in any set, by task.
+
+    Raises:
+        CommandError: some are missing.
+    """
+    tasks = sorted({task for names in config.chosen_sets() for task in names})
+    given = {task: Path(config.adapters[task]).expanduser() for task in tasks if task in config.adapters}
+    rest = [task for task in tasks if task not in given]
+    paths = require_bundles(outputs, rest, config.lora.rank, config.seed)
+    return given | dict(zip(rest, paths, strict=True))
+
+
+def merge(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[str, Any]:
+    """Merges and scores every set; sets that an interrupted run has finished are not done again.
+
+    Returns:
+        The content of ``result.json``: ``rows`` in the columns of ``evaluate.COLUMNS``, with all metrics in ``scores``.
+    """
+    opened = open_bench(config, bundles)
+    method = merge_function(config.merge)
+    sets = config.chosen_sets()
+    folder = run.path / "sets"
+    for tasks in track(sets, f"Merging by {config.method_name}", len(sets)):
+        file = folder / f"{'+'.join(tasks)}.json"
+        if file.exists():
+            continue
+        merges = merge_set(opened.bench, tasks, functools.partial(method, opened.bench), config.realigns, config.images)
+        rows = score_set(opened.bench, merges, config.split, opened.head_only)
+        saved = _save(config, opened, tasks, merges, rows) if _saves(config) else []
+        shared = {
+            "data": opened.data_name(tasks),
+            "backbone": f"{opened.backbone['name']}@{opened.backbone['image_size']}",
+            "set": "+".join(tasks),
+            "method": config.method_name,
+            "rank": config.lora.rank,
+            "seed": config.seed,
+            "init_seed": _init_seeds(opened.bench, tasks),
+        }
+        write_json(file, {"rows": [shared | row for row in rows], "models": saved})
+    return summarise(sets, folder, config, opened)
+
+
+def summarise(sets: Sequence[Sequence[str]], folder: Path, config: MergeConfig, opened: Bench) -> dict[str, Any]:
+    """All sets' rows together, shown as a table and returned."""
+    rows, models = [], []
+    for tasks in sets:
+        content = json.loads((folder / f"{'+'.join(tasks)}.json").read_text(encoding="utf-8"))
+        rows += content["rows"]
+        models += content["models"]
+    show(rows)
+    for model in models:
+        log.info("Merged model: %s", model)
+    kept = [row["retention"] for row in rows if row["realign"] == rows[-1]["realign"]]
+    return {
+        "metric": "retention",
+        "score": statistics.mean(kept),
+        "worst": min(kept),
+        "split": config.split,
+        "backbone": opened.backbone,
+        "adapters": {name: _origin(member) for name, member in opened.bench.members.items()},
+        "rows": [{key: row[key] for key in (*COLUMNS, "init_seed", "scores")} for row in rows],
+        "models": models,
+    }
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints a row for each member, and mean and minimum retention."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("set", "realign", "task", "metric", "score", "single", "head only", "retention"):
+        table.add_column(heading, justify="left" if heading in ("set", "realign", "task", "metric") else "right")
+    for row in rows:
+        alone = "" if row["head_only"] is None else f"{row['head_only']:.4g}"
+        numbers = [f"{row['score']:.4g}", f"{row['single']:.4g}", alone, f"{row['retention']:.3f}"]
+        table.add_row(row["set"], row["realign"], row["task"], row["metric"], *numbers)
+    console = Console()
+    console.print(table)
+    for realign in dict.fromkeys(row["realign"] for row in rows):
+        kept = [row["retention"] for row in rows if row["realign"] == realign]
+        console.print(
+            f"realign {realign}: mean retention {statistics.mean(kept):.3f}, lowest {min(kept):.3f} "
+            f"of {len(kept)} members",
+            markup=False, highlight=False,
+        )  # fmt: skip
+
+
+def merge_function(config: Mapping[str, Any]) -> Callable[[Workbench, Sequence[str]], Delta | None]:
+    """(bench, tasks) -> merged delta, by the function and the arguments that ``merge`` names.
+
+    Raises:
+        CommandError: the function is not one of ours.
+    """
+    target = str(config["_target_"])
+    file, name = method_file(target)
+    if file is None or not file.is_file():
+        raise CommandError(f"merge._target_={target}: no such merge of ours.")
+    function = getattr(importlib.import_module(target.rpartition(".")[0]), name)
+    wanted = inspect.signature(function).parameters
+    hyper = {key: value for key, value in config.items() if key not in ("_target_", "_partial_", "weights")}
+
+    def call(bench: Workbench, tasks: Sequence[str]) -> Delta | None:
+        members = {task: bench.members[task] for task in tasks}
+        given = dict(hyper)
+        if "grams" in wanted:
+            given["grams"] = {task: member.grams or {} for task, member in members.items()}
+        if "bench" in wanted:
+            given["bench"] = bench
+        deltas = {task: require_delta(member) for task, member in members.items()}
+        weights = config.get("weights")
+        if weights is not None:
+            weights = {task: weights.get(task, 1.0) for task in tasks}
+        merged: Delta | None = function(deltas, weights=weights, **given)
+        return merged
+
+    return call
+
+
+def require_delta(member: Member) -> Delta:
+    """The member's delta.
+
+    Raises:
+        AdapterError: it has rank 0.
+    """
+    if member.delta is None:
+        raise AdapterError(
+            f"{member.bundle.path} has rank 0: a head on the frozen backbone, nothing to merge. Take lora.rank=16."
+        )
+    return member.delta
+
+
+def open_bench(config: MergeConfig, bundles: Mapping[str, Path]) -> Bench:
+    """The workbench of a config; the jobs of one sweep in one process share it."""
+    alone = {task: bundle_path(Path(config.paths.outputs), task, 0, config.seed) for task in bundles}
+    stamps = tuple((str(path), (path / CARD).stat().st_mtime_ns) for path in bundles.values())
+    heads = tuple((task, str(path)) for task, path in alone.items() if (path / CARD).is_file())
+    return _open(
+        tuple(bundles.items()), stamps, heads, tuple(config.roots.items()), config.backbone.weights,
+        str(Path(config.paths.outputs) / "cache"), config.precision, config.device,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1)
+def _open(
+    bundles: tuple[tuple[str, Path], ...],
+    stamps: tuple[tuple[str, int], ...],
+    alone: tuple[tuple[str, str], ...],
+    roots: tuple[tuple[str, str], ...],
+    weights: str | None,
+    cache: str,
+    precision: str,
+    device_name: str,
+) -> Bench:
+    members = {task: read_member(path) for task, path in bundles}
+    check_alike(list(members.values()))
+    first = next(iter(members.values())).bundle
+    made = first.card["backbone"]
+    source = weights or (first.card.get("config") or {}).get("backbone", {}).get("weights", "hub")
+    described = BackboneConfig(name=made["name"], weights=source, image_size=made["image_size"])
+    backbone, card = plain_backbone(described, Path(cache))
+    if card["fingerprint"] != made["fingerprint"]:
+        raise AdapterError(
+            f"The backbone {made['name']} with weights {source} (fingerprint {card['fingerprint'][:12]}) is not the "
+            f"one that {first.path} was trained on ({made['fingerprint'][:12]}). Give backbone.weights=FILE."
+        )
+    device = torch.device(device_name if device_name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    dtype = AUTOCAST.get(resolve_precision(precision, "cpu" if device.type == "cpu" else "gpu"))
+    pretrained = timm.get_pretrained_cfg(made["name"]) or PretrainedCfg()
+    places = dict(roots)
+    data = {
+        task: open_images(member, Path(cache), pretrained.mean, pretrained.std, places.get(task))
+        for task, member in members.items()
+    }
+    heads = {task: read_member(Path(path), made["fingerprint"]).head for task, path in alone}
+    card |= {"mean": pretrained.mean, "std": pretrained.std}
+    bench = Workbench(backbone, members, data, device, dtype)
+    return Bench(bench, heads, card, lambda: plain_backbone(described, Path(cache))[0])
+
+
+def check_alike(members: Sequence[Member]) -> None:
+    """All members must have been trained on one backbone at one image size.
+
+    Raises:
+        AdapterError: names the first two that differ, and how.
+    """
+    first = members[0].bundle
+    for member in members[1:]:
+        other = member.bundle
+        if other.card["backbone"]["fingerprint"] != first.card["backbone"]["fingerprint"]:
+            lines = [
+                f"  {bundle.path}: {made.get('name')} at {made.get('image_size')} px, "
+                f"fingerprint {made['fingerprint'][:12]}"
+                for bundle, made in ((bundle, bundle.card["backbone"]) for bundle in (first, other))
+            ]
+            raise AdapterError("\n".join(["Adapters of different backbones cannot be merged.", *lines]))
+
+
+def _origin(member: Member) -> dict[str, Any]:
+    card = member.bundle.card
+    return {
+        "path": str(member.bundle.path),
+        "run": card.get("run"),
+        "config_hash": card.get("config_hash"),
+        "data": card["data"]["fingerprint"],
+        "lora": card.get("lora"),
+    }
+
+
+def _init_seeds(bench: Workbench, tasks: Sequence[str]) -> str | None:
+    found = {(bench.members[task].bundle.card.get("lora") or {}).get("init_seed") for task in tasks}
+    return found.pop() if len(found) == 1 else "mixed"
+
+
+def _saves(config: MergeConfig) -> bool:
+    return len(config.chosen_sets()) == 1 if config.save == "auto" else config.save
+
+
+def _save(
+    config: MergeConfig, opened: Bench, tasks: Sequence[str], merges: Sequence[Merged], rows: Sequence[dict[str, Any]]
+) -> list[str]:
+    models = Path(config.paths.outputs) / "models"
+    saved = []
+    for merged in merges:
+        parts = ["+".join(tasks), config.method_name, merged.realign, f"r{config.lora.rank}", f"s{config.seed}"]
+        path = models / (config.name if config.name and len(merges) == 1 else "-".join(parts))
+        own = [row for row in rows if row["realign"] == merged.realign]
+        recipe = {
+            "method": config.method_name, "merge": config.merge, "realign": merged.realign, "images": config.images,
+        }  # fmt: skip
+        members = {task: opened.bench.members[task] for task in tasks}
+        save_merged(path, opened.frozen(), members, merged, recipe, opened.backbone, own)
+        saved.append(str(path))
+    return saved
