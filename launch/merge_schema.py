@@ -111,6 +111,7 @@ class MergeConfig(Strict):
     lora: Rank
     backbone: MergedBackbone
     seed: int = Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295")
+    advice_images: int = Field(ge=2, description="a whole number of images, 2 or more")
     split: Literal["val", "test"] = Field(description="val or test")
     images: int = Field(ge=2, description="a whole number of images, 2 or more")
     save: Literal["auto"] | bool = Field(description="auto (a single set), true or false")

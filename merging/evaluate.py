@@ -11,14 +11,17 @@ from lightning_modules.model import MLPHead
 from lightning_modules.tasks import HIGHER_IS_BETTER
 from merging.delta import Delta
 from merging.features import class_token
+from merging.predict import output_drift, predict_retention
 from merging.realign import choose_readout, fold_readout
-from merging.workbench import Workbench
+from merging.workbench import Workbench, outputs
 
 Realign = Literal["none", "linear", "deep"]
 COLUMNS = (
     "data", "backbone", "set", "method", "realign", "rank", "seed", "task", "metric", "score", "single", "head_only",
     "retention", "images", "seconds",
 )  # fmt: skip
+
+PREDICTED = ("predicted", "low", "high", "drift")
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,37 @@ def merge_set(
     return [found[realign] for realign in realigns]
 
 
+def predict_set(bench: Workbench, merges: Sequence[Merged], count: int) -> list[dict[str, Any]]:
+    """What to expect of merges that share one delta, before any label is read: a row for each member and realignment.
+
+    Args:
+        count: unlabeled validation images per task, at most.
+    """
+    rows = []
+    deep = any(merged.realign == "deep" for merged in merges)
+    for task in merges[0].heads:
+        member = bench.members[task]
+        single = outputs(member.head, bench.single(task, "val", count))
+        features = bench.features(merges[0].delta, task, "val", count, deep=deep)
+        error = (member.bundle.card.get("validation") or {}).get(member.task.metric)
+        for merged in merges:
+            given = features if merged.realign == "deep" else class_token(features, bench.width)
+            answers = outputs(merged.heads[task], given)
+            predicted, low, high = predict_retention(member.task, single, answers, error)
+            rows.append(
+                {
+                    "realign": merged.realign,
+                    "task": task,
+                    "metric": member.task.metric,
+                    "predicted": predicted,
+                    "low": low,
+                    "high": high,
+                    "drift": output_drift(member.task, single, answers),
+                }
+            )
+    return rows
+
+
 def score_set(
     bench: Workbench, merges: Sequence[Merged], split: str, head_only: Mapping[str, MLPHead]
 ) -> list[dict[str, Any]]:
@@ -121,9 +155,7 @@ def score_set(
     return rows
 
 
-def _head_only(
-    bench: Workbench, task: str, split: str, head_only: Mapping[str, MLPHead]
-) -> dict[str, float] | None:
+def _head_only(bench: Workbench, task: str, split: str, head_only: Mapping[str, MLPHead]) -> dict[str, float] | None:
     if task not in head_only:
         return None
     features: Tensor = class_token(bench.bare(task, split, deep=False), bench.width)

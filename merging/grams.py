@@ -46,7 +46,7 @@ def collect_grams(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tens
     def watch(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             rows = inputs[0].detach().float().flatten(0, -2)
-            product = (rows.t() @ rows).double().cpu()
+            product = exact_gram(rows)
             sums[path] = sums[path] + product if path in sums else product
             tokens[path] = tokens.get(path, 0) + len(rows)
 
@@ -62,6 +62,15 @@ def collect_grams(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tens
     return {path: total / tokens[path] for path, total in sums.items()}
 
 
+def exact_gram(rows: Tensor) -> Tensor:
+    """x^T x (d, d) of rows x (n, d) in float32 even under autocast, float64 on the CPU.
+
+    Rounded to bfloat16 it would have negative eigenvalues larger than a merge's ridge.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        return (rows.t() @ rows).double().cpu()
+
+
 def save_grams(path: Path, grams: dict[str, Tensor]) -> None:
     """Writes the upper halves; see the module's text for the format."""
     tensors = {}
@@ -74,7 +83,7 @@ def save_grams(path: Path, grams: dict[str, Tensor]) -> None:
 
 
 def load_grams(path: Path) -> dict[str, Tensor]:
-    """Full symmetric matrices (d, d), float64, by module path.
+    """Full symmetric matrices (d, d), float64, by module path; what rounding made negative is taken off.
 
     Raises:
         AdapterError: the file is missing, truncated, not ours or not finite.
@@ -92,7 +101,8 @@ def load_grams(path: Path) -> dict[str, Tensor]:
         gram = torch.zeros(width, width, dtype=torch.float64)
         rows, columns = torch.triu_indices(width, width)
         gram[rows, columns] = half.double() * peak.double()
-        grams[name] = gram + gram.triu(1).t()
+        values, vectors = torch.linalg.eigh(gram + gram.triu(1).t())
+        grams[name] = (vectors * values.clamp(min=0)) @ vectors.t()
     if not grams:
         raise AdapterError(f"{path} holds no Gram matrices; train again.")
     return grams

@@ -30,7 +30,7 @@ from lightning_modules.model import MLPHead
 from lightning_modules.module import AUTOCAST
 from merging.bundle import save_merged
 from merging.delta import Delta
-from merging.evaluate import COLUMNS, Merged, merge_set, score_set
+from merging.evaluate import COLUMNS, PREDICTED, Merged, merge_set, predict_set, score_set
 from merging.members import Member, bundle_path, read_member, require_bundles
 from merging.workbench import Workbench, open_images
 
@@ -74,12 +74,15 @@ def merge(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[st
     method = merge_function(config.merge)
     sets = config.chosen_sets()
     folder = run.path / "sets"
+    opened.bench.scratch = run.path / "scratch"
     for tasks in track(sets, f"Merging by {config.method_name}", len(sets)):
         file = folder / f"{'+'.join(tasks)}.json"
         if file.exists():
             continue
         merges = merge_set(opened.bench, tasks, functools.partial(method, opened.bench), config.realigns, config.images)
+        expected = predict_set(opened.bench, merges, config.advice_images)
         rows = score_set(opened.bench, merges, config.split, opened.head_only)
+        rows = [row | told for row, told in zip(rows, expected, strict=True)]
         saved = _save(config, opened, tasks, merges, rows) if _saves(config) else []
         shared = {
             "data": opened.data_name(tasks),
@@ -112,7 +115,7 @@ def summarise(sets: Sequence[Sequence[str]], folder: Path, config: MergeConfig, 
         "split": config.split,
         "backbone": opened.backbone,
         "adapters": {name: _origin(member) for name, member in opened.bench.members.items()},
-        "rows": [{key: row[key] for key in (*COLUMNS, "init_seed", "scores")} for row in rows],
+        "rows": [{key: row[key] for key in (*COLUMNS, *PREDICTED, "init_seed", "scores")} for row in rows],
         "models": models,
     }
 

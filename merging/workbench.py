@@ -34,7 +34,12 @@ class Workbench:
         data: by task, set up.
         device: where the backbone computes.
         dtype: of autocast; None for float32.
+
+    Attributes:
+        scratch: folder where merges that take minutes keep curves and checkpoints; None for none.
     """
+
+    scratch: Path | None = None
 
     def __init__(
         self,

@@ -1,0 +1,240 @@
+"""Label-free refinement of a merge: its low-rank factors are trained to give each single-adapter model's answers."""
+
+import copy
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import set_peft_model_state_dict
+from torch import Tensor, nn
+
+from launch.errors import CommandError
+from launch.progress import track
+from lightning_modules.backbone import set_fused_attention, split_qkv
+from lightning_modules.lora import add_lora, lora_config
+from lightning_modules.model import MLPHead
+from lightning_modules.module import warmup_cosine
+from merging.delta import Delta, Weights, require
+from merging.gram import Grams, gram
+from merging.predict import output_drift
+from merging.svd import svd
+from merging.workbench import Workbench, outputs
+
+log = logging.getLogger(__name__)
+HELD_OUT = 64  # images per task that are never trained on: they say when to stop
+CHECK_EVERY = 50  # steps between looks at them
+
+
+def distill(
+    deltas: Mapping[str, Delta],
+    weights: Weights | None = None,
+    *,
+    bench: Workbench,
+    grams: Grams,
+    cat_share: float,
+    rank: int | None,
+    images: int,
+    steps: int,
+    seconds: float | None,
+    batch: int,
+    lr: float,
+    patience: int,
+    seed: int,
+) -> Delta:
+    """Starts at ``gram`` and moves its factors by Adam until held-out answers stop getting nearer.
+
+    loss = sum over tasks of |z - z_i|^2 / var(z_i) + |h_i(z) - h_i(z_i)|^2 / var(h_i(z_i)), with z the merged class
+    token, z_i the single-adapter model's, h_i its frozen head. No label is read. One step passes ``batch`` images of
+    each task through the backbone at once; the teachers' answers are computed once. The kept factors are those with
+    the lowest worst drift on ``HELD_OUT`` training images per task, looked at every ``CHECK_EVERY`` steps.
+
+    The curve (step, seconds, loss, worst drift) goes to ``bench.scratch/distill-*.csv``, a checkpoint beside it, from
+    which a run that was killed goes on.
+
+    Args:
+        cat_share: of the ``gram`` that it starts from.
+        rank: of the result; None is the sum of the adapters' ranks, else ``svd`` cuts the start.
+        images: training images per task, at most.
+        steps, seconds: the budget; whichever ends first (seconds None: no limit).
+        lr: peak, after a warm-up of 5 % of the steps, then half a cosine.
+        patience: looks without a lower worst drift after which it stops.
+
+    Raises:
+        CommandError: an impossible budget, or a rank that is no low rank.
+    """
+    require(steps >= 1, "steps", steps, "a whole number from 1")
+    require(batch >= 1, "batch", batch, "a whole number from 1")
+    require(rank is None or rank >= 1, "rank", rank, "a whole number from 1, or null")
+    start = gram(deltas, weights, grams=grams, normalise="trace", ridge=1e-3, cat_share=cat_share)
+    if rank is not None:
+        start = svd({"merged": start}, None, rank=rank)
+    student = _student(bench, start)
+    tasks = sorted(deltas)
+    pool = {task: _Pool(bench, task, images) for task in tasks}
+    factors = [value for value in student.parameters() if value.requires_grad]
+    optimizer = torch.optim.Adam(factors, lr=lr)
+    rate = warmup_cosine(steps, 0.05)
+    generator = torch.Generator().manual_seed(seed)
+    log_file, state_file = _files(bench.scratch, tasks, (cat_share, rank, images, steps, batch, lr, seed))
+    first, spent, best, stale = 0, 0.0, (math.inf, _factors(student)), 0
+    if state_file is not None and state_file.exists():
+        state = torch.load(state_file, weights_only=True, map_location="cpu")
+        first, spent, stale = state["step"], state["seconds"], state["stale"]
+        set_peft_model_state_dict(student, state["factors"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+        best = (state["drift"], state["best"])
+        log.info("Distillation goes on at step %d from %s", first, state_file)
+    else:
+        best = (_worst(student, bench, pool), _factors(student))
+        _note(log_file, "step,seconds,loss,worst_drift\n", new=True)
+        _note(log_file, f"0,0.0,,{best[0]:.5f}\n")
+    begun = time.perf_counter()
+    heads = {task: copy.deepcopy(bench.members[task].head).to(bench.device) for task in tasks}
+    set_fused_attention(student, fused=bench.device.type != "cpu")
+    for step in track(range(first, steps), "Distilling " + "+".join(tasks), steps - first):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * rate(step)
+        loss = _loss(student, bench, heads, {task: pool[task].draw(batch, generator) for task in tasks})
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        now = spent + time.perf_counter() - begun
+        over = seconds is not None and now >= seconds
+        if (step + 1) % CHECK_EVERY and step + 1 < steps and not over:
+            continue
+        set_fused_attention(student, fused=True)
+        drift = _worst(student, bench, pool)
+        set_fused_attention(student, fused=bench.device.type != "cpu")
+        _note(log_file, f"{step + 1},{now:.1f},{float(loss):.5f},{drift:.5f}\n")
+        stale = 0 if drift < best[0] else stale + 1
+        if drift < best[0]:
+            best = (drift, _factors(student))
+        if state_file is not None:
+            _save(state_file, student, optimizer, generator, step + 1, now, stale, best)
+        if over or stale >= patience:
+            break
+    if state_file is not None:
+        state_file.unlink(missing_ok=True)
+    return _as_delta(best[1])
+
+
+class _Pool:
+    """A task's training images with its teacher's class tokens; the last ``HELD_OUT`` are not trained on."""
+
+    def __init__(self, bench: Workbench, task: str, images: int) -> None:
+        self.pixels = torch.cat([batch.to(torch.float16) for batch in bench.batches(task, "train", images)])
+        self.wanted = bench.single(task, "train", images)
+        if len(self.pixels) <= HELD_OUT:
+            raise CommandError(f"merge.images={images}: distillation needs more than {HELD_OUT} images of {task}.")
+        self.count = len(self.pixels) - HELD_OUT
+        own = outputs(bench.members[task].head, self.wanted)
+        self.feature_scale, self.output_scale = float(self.wanted.var(0).mean()), float(own.var(0).mean())
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, float, float]:
+        rows = torch.randint(self.count, (batch,), generator=generator)
+        return self.pixels[rows].float(), self.wanted[rows], self.feature_scale, self.output_scale
+
+
+def _student(bench: Workbench, start: Delta) -> nn.Module:
+    """A split copy of the backbone with the start as its one trainable adapter."""
+    ranks = {a.shape[0] for _, a in start.values()}
+    width = min(min(b.shape[0], a.shape[1]) for b, a in start.values())
+    if len(ranks) > 1 or max(ranks) > width:
+        raise CommandError(f"merge=distill: ranks {sorted(ranks)} of the start are no one low rank; give merge.rank.")
+    bench.weights.restore()
+    student = split_qkv(copy.deepcopy(bench.backbone))
+    config = lora_config(ranks.pop(), None, ["k"])
+    config.target_modules = set(start)
+    add_lora(student, config, init_seed=0)
+    tensors = {}
+    for module, (b, a) in start.items():
+        # Both factors of one size: Adam moves every number by the same amount.
+        size = (b.double().norm() / a.double().norm().clamp(min=1e-12)).sqrt().clamp(min=1e-6)
+        tensors[f"{module}.lora_A.weight"] = (a.double() * size).float()
+        tensors[f"{module}.lora_B.weight"] = (b.double() / size).float()
+    set_peft_model_state_dict(student, tensors)
+    return student.to(bench.device)
+
+
+def _loss(
+    student: nn.Module,
+    bench: Workbench,
+    heads: Mapping[str, MLPHead],
+    drawn: Mapping[str, tuple[Tensor, Tensor, float, float]],
+) -> Tensor:
+    pixels = torch.cat([part[0] for part in drawn.values()]).to(bench.device)
+    with torch.autocast(bench.device.type, bench.dtype, enabled=bench.dtype is not None):
+        features = student(pixels).float()
+    total = features.new_zeros(())
+    sizes = [len(part[0]) for part in drawn.values()]
+    for (task, part), rows in zip(drawn.items(), features.split(sizes), strict=True):
+        wanted = part[1].to(bench.device)
+        total = total + (rows - wanted).square().mean() / part[2]
+        total = total + (heads[task](rows) - heads[task](wanted)).square().mean() / part[3]
+    return total
+
+
+@torch.no_grad()
+def _worst(student: nn.Module, bench: Workbench, pool: Mapping[str, _Pool]) -> float:
+    drifts = []
+    for task, own in pool.items():
+        with torch.autocast(bench.device.type, bench.dtype, enabled=bench.dtype is not None):
+            features = student(own.pixels[own.count :].float().to(bench.device)).float().cpu()
+        member = bench.members[task]
+        wanted = outputs(member.head, own.wanted[own.count :])
+        drifts.append(output_drift(member.task, wanted, outputs(member.head, features)))
+    return max(drifts)
+
+
+def _factors(student: nn.Module) -> dict[str, Tensor]:
+    """peft's names without the adapter's, as ``set_peft_model_state_dict`` takes them."""
+    return {
+        name.replace(".default.", "."): value.detach().cpu().clone()
+        for name, value in student.named_parameters()
+        if ".lora_" in name
+    }
+
+
+def _as_delta(factors: Mapping[str, Tensor]) -> Delta:
+    modules = sorted({name.partition(".lora_")[0] for name in factors})
+    return {module: (factors[f"{module}.lora_B.weight"], factors[f"{module}.lora_A.weight"]) for module in modules}
+
+
+def _files(scratch: Path | None, tasks: Sequence[str], settings: Any) -> tuple[Path | None, Path | None]:
+    if scratch is None:
+        return None, None
+    scratch.mkdir(parents=True, exist_ok=True)
+    mark = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+    stem = f"distill-{'+'.join(tasks)}-{mark}"
+    return scratch / f"{stem}.csv", scratch / f"{stem}.pt"
+
+
+def _note(file: Path | None, line: str, new: bool = False) -> None:
+    if file is not None:
+        with file.open("w" if new else "a", encoding="utf-8") as stream:
+            stream.write(line)
+
+
+def _save(
+    file: Path,
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    step: int,
+    seconds: float,
+    stale: int,
+    best: tuple[float, dict[str, Tensor]],
+) -> None:
+    state = {
+        "step": step, "seconds": seconds, "stale": stale, "factors": _factors(student),
+        "optimizer": optimizer.state_dict(), "generator": generator.get_state(), "drift": best[0], "best": best[1],
+    }  # fmt: skip
+    temporary = file.with_suffix(".tmp")
+    torch.save(cast(Any, state), temporary)
+    temporary.replace(file)

@@ -1,0 +1,114 @@
+"""A merge chosen without labels: whichever brings the members' answers nearest to their own on held-out images."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+from launch.errors import CommandError
+from merging.conflict import interference
+from merging.delta import Delta, Weights, require
+from merging.features import class_token
+from merging.gram import Grams, Normalise, gram
+from merging.predict import output_drift
+from merging.realign import choose_readout, fold_readout
+from merging.workbench import Workbench, outputs
+
+log = logging.getLogger(__name__)
+
+
+def search(
+    deltas: Mapping[str, Delta],
+    weights: Weights | None = None,
+    *,
+    bench: Workbench,
+    grams: Grams,
+    cat_shares: Sequence[float],
+    scales: Sequence[float],
+    after: Literal["none", "linear", "deep"],
+    images: int,
+    normalise: Normalise,
+    ridge: float,
+) -> Delta:
+    """The best of a grid between ``gram`` and ``cat``, then of scales of the adapter that disturbs the others most.
+
+    A candidate costs one pass of ``images`` pictures per task. It is judged by its worst member: the distance of the
+    head outputs to the single-adapter model's on the last fifth of the images (``predict.output_drift``), after a
+    readout fitted on the others where ``after`` says so. The scales are tried at the best share.
+
+    Args:
+        cat_shares: of ``gram``; 1 is ``cat``.
+        scales: weights of the dominating adapter, the one with the largest mean ``conflict.interference``.
+        after: what the heads will be realigned by; choose the same as ``realign``.
+        images: unlabeled training images per task, at most.
+        normalise, ridge: see ``gram``.
+
+    Raises:
+        CommandError: no candidate, or ``after`` is none of the three.
+    """
+    require(after in ("none", "linear", "deep"), "after", after, "none, linear or deep")
+    if not cat_shares:
+        raise CommandError("merge.cat_shares=[]: give at least one share from 0 (gram) to 1 (cat).")
+    given = {name: 1.0 if weights is None else weights[name] for name in deltas}
+    best: tuple[float, Delta, str] | None = None
+
+    def consider(merged: Delta, text: str) -> None:
+        nonlocal best
+        drift = max(_drifts(bench, merged, task, after, images) for task in deltas)
+        log.info("%s: worst drift %.4f", text, drift)
+        if best is None or drift < best[0]:
+            best = (drift, merged, text)
+
+    for share, merged in _shares(deltas, given, grams, cat_shares, normalise, ridge):
+        consider(merged, f"cat_share {share}")
+    assert best is not None
+    share = float(best[2].split()[1])
+    loudest = _loudest(deltas, grams)
+    for scale in scales if len(deltas) > 1 else ():
+        scaled: dict[str, Any] = given | {loudest: _scaled(given[loudest], scale)}
+        merged = gram(deltas, scaled, grams=grams, normalise=normalise, ridge=ridge, cat_share=share)
+        consider(merged, f"cat_share {share}, {loudest} x {scale}")
+    log.info("Chosen for %s: %s", "+".join(sorted(deltas)), best[2])
+    return best[1]
+
+
+def _shares(
+    deltas: Mapping[str, Delta],
+    weights: Weights,
+    grams: Grams,
+    shares: Sequence[float],
+    normalise: Normalise,
+    ridge: float,
+) -> Iterator[tuple[float, Delta]]:
+    for share in shares:
+        yield (
+            float(share),
+            gram(deltas, weights, grams=grams, normalise=normalise, ridge=ridge, cat_share=float(share)),
+        )
+
+
+def _drifts(bench: Workbench, merged: Delta, task: str, after: str, images: int) -> float:
+    member = bench.members[task]
+    single = bench.single(task, "train", images)
+    cut = len(single) - max(1, len(single) // 5)
+    features = bench.features(merged, task, "train", images, deep=after == "deep")
+    head = member.head
+    if after == "none":
+        features = class_token(features, bench.width)
+    else:
+        head = fold_readout(head, choose_readout(features[:cut], single[:cut])[0])
+    return output_drift(member.task, outputs(member.head, single[cut:]), outputs(head, features[cut:]))
+
+
+def _loudest(deltas: Mapping[str, Delta], grams: Grams) -> str:
+    names = sorted(deltas)
+    table = torch.stack(list(interference(deltas, grams).values()))  # (L, T, T)
+    finite = torch.where(table.isfinite(), table, 0.0).mean(0)
+    return names[int((finite.sum(1) - finite.diagonal()).argmax())]
+
+
+def _scaled(weight: float | Mapping[str, float], scale: float) -> Any:
+    if not isinstance(weight, Mapping):
+        return weight * scale
+    return {**weight, "blocks": weight.get("blocks", 1.0) * scale}

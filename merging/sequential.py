@@ -1,0 +1,100 @@
+"""Gram merging block by block, with Grams of what each block really gets to see in the merged model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from merging.delta import Delta, Weights, require
+from merging.fold import locate
+from merging.gram import Normalise, gram
+from merging.grams import exact_gram
+from merging.workbench import Workbench
+
+CHUNK = 64  # images passed through a block at once
+
+
+def gram_seq(
+    deltas: Mapping[str, Delta],
+    weights: Weights | None = None,
+    *,
+    bench: Workbench,
+    images: int,
+    normalise: Normalise,
+    ridge: float,
+    cat_share: float,
+) -> Delta:
+    """RegMean++ (Nguyen et al., arXiv 2508.03121) for LoRA: ``gram`` with Grams from the merged model itself.
+
+    Blocks are merged in order. The Grams of a block are those of each task's tokens after all blocks before it were
+    merged, where ``gram`` takes them from each task's own adapted model. Each image passes each block twice.
+
+    Args:
+        images: unlabeled training images per task.
+        normalise, ridge, cat_share: see ``gram``.
+    """
+    require(images >= 1, "images", images, "a whole number from 1")
+    model = cast(Any, bench.backbone)
+    tasks = sorted(deltas)
+    merged: Delta = {}
+    try:
+        bench.weights.restore()
+        tokens = {task: _embed(bench, task, images) for task in tasks}
+        for index, block in enumerate(model.blocks):
+            prefix = f"blocks.{index}."
+            own = {
+                task: {module: pair for module, pair in deltas[task].items() if module.startswith(prefix)}
+                for task in tasks
+            }
+            if any(own.values()):
+                read = sorted({locate(model, module)[0].removesuffix(".weight") for module in own[tasks[0]]})
+                grams = {task: _grams(bench, block, tokens[task], read) for task in tasks}
+                merged |= gram(own, weights, grams=grams, normalise=normalise, ridge=ridge, cat_share=cat_share)
+                bench.weights.fold(merged)
+            if index + 1 < len(model.blocks):
+                tokens = {task: _advance(bench, block, rows) for task, rows in tokens.items()}
+    finally:
+        bench.weights.restore()
+    return merged
+
+
+@torch.no_grad()
+def _embed(bench: Workbench, task: str, images: int) -> Tensor:
+    """(n, tokens, d) what the first block reads."""
+    model = cast(Any, bench.backbone)
+    rows = []
+    with torch.autocast(bench.device.type, bench.dtype, enabled=bench.dtype is not None):
+        for batch in bench.batches(task, "train", images):
+            x = model._pos_embed(model.patch_embed(batch))
+            rows.append(model.norm_pre(model.patch_drop(x)).float())
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+def _advance(bench: Workbench, block: nn.Module, tokens: Tensor) -> Tensor:
+    with torch.autocast(bench.device.type, bench.dtype, enabled=bench.dtype is not None):
+        return torch.cat([block(chunk).float() for chunk in tokens.split(CHUNK)])
+
+
+def _grams(bench: Workbench, block: nn.Module, tokens: Tensor, read: Sequence[str]) -> dict[str, Tensor]:
+    """Mean x x^T (d_in, d_in), float64, over the inputs of each Linear in ``read`` (paths in the model)."""
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def watch(path: str) -> Any:
+        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0].detach().float().flatten(0, -2)
+            product = exact_gram(x)
+            sums[path] = sums[path] + product if path in sums else product
+            counts[path] = counts.get(path, 0) + len(x)
+
+        return add
+
+    handles = [bench.backbone.get_submodule(path).register_forward_pre_hook(watch(path)) for path in read]
+    try:
+        _advance(bench, block, tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {path: total / counts[path] for path, total in sums.items()}
