@@ -102,7 +102,8 @@ def load_grams(path: Path) -> dict[str, Tensor]:
         rows, columns = torch.triu_indices(width, width)
         gram[rows, columns] = half.double() * peak.double()
         values, vectors = torch.linalg.eigh(gram + gram.triu(1).t())
-        grams[name] = (vectors * values.clamp(min=0)) @ vectors.t()
+        gram = (vectors * values.clamp(min=0)) @ vectors.t()
+        grams[name] = (gram + gram.t()) / 2
     if not grams:
         raise AdapterError(f"{path} holds no Gram matrices; train again.")
     return grams
