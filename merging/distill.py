@@ -111,7 +111,7 @@ def distill(
         set_fused_attention(student, fused=True)
         drift = _worst(student, bench, pool)
         set_fused_attention(student, fused=bench.device.type != "cpu")
-        _note(log_file, f"{step + 1},{now:.1f},{float(loss):.5f},{drift:.5f}\n")
+        _note(log_file, f"{step + 1},{now:.1f},{float(loss.detach()):.5f},{drift:.5f}\n")
         stale = 0 if drift < best[0] else stale + 1
         if drift < best[0]:
             best = (drift, _factors(student))
