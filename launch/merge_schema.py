@@ -145,7 +145,7 @@ class MergeConfig(Strict):
     def realigns(self) -> list[Realign]:
         """As a list, each once, plainest first."""
         wanted = self.realign if isinstance(self.realign, list) else [self.realign]
-        return [realign for realign in ("none", "linear", "deep") if realign in wanted]  # type: ignore[misc]
+        return [realign for realign in ("none", "linear", "deep") if realign in wanted]
 
     @property
     def method_name(self) -> str:

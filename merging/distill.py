@@ -102,7 +102,7 @@ def distill(
             group["lr"] = lr * rate(step)
         loss = _loss(student, bench, heads, {task: pool[task].draw(batch, generator) for task in tasks})
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         now = spent + time.perf_counter() - begun
         over = seconds is not None and now >= seconds
@@ -150,7 +150,7 @@ def _student(bench: Workbench, start: Delta) -> nn.Module:
     bench.weights.restore()
     student = split_qkv(copy.deepcopy(bench.backbone))
     config = lora_config(ranks.pop(), None, ["k"])
-    config.target_modules = set(start)
+    config.target_modules = sorted(start)
     add_lora(student, config, init_seed=0)
     tensors = {}
     for module, (b, a) in start.items():

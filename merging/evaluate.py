@@ -62,7 +62,7 @@ def merge_set(
     delta = merge(tasks)
     merging = time.perf_counter() - begun
     found: dict[Realign, Merged] = {}
-    wanted = [realign for realign in realigns if realign != "none"]
+    wanted: list[Realign] = [realign for realign in realigns if realign != "none"]
     heads: dict[Realign, dict[str, MLPHead]] = {realign: {} for realign in wanted}
     spent: dict[Realign, float] = dict.fromkeys(wanted, merging)
     for task in tasks if wanted else ():

@@ -1,0 +1,198 @@
+"""``merge.py`` on drawn pictures: rows, realignment, resuming, saving, and what is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from launch.errors import AdapterError, CommandError, DataError
+from lightning_modules.backbone import create_backbone, split_qkv
+from merging.bundle import read_parts
+from merging.evaluate import COLUMNS
+from merging.linear import cat
+from merging.members import read_member
+from merging.run import require_delta
+from tests.conftest import SIZE, TINY
+from tests.merge_cases import SHIPPED
+from tests.merge_runs import merge_config, merge_here, merge_process, train_members
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_members(tmp_path_factory.mktemp("members"))
+
+
+def command(outputs: Path, *more: str) -> list[str]:
+    return [f"paths.outputs={outputs}", "lora.rank=2", "images=24", "device=cpu", "precision=32-true", *more]
+
+
+SMALL = {  # so that methods which take minutes take a moment
+    "distill": ["merge.steps=2", "merge.batch=4", "merge.images=100"],
+    "gram_seq": ["merge.images=8"],
+    "search": ["merge.images=20", "merge.cat_shares=[0.0,1.0]"],
+}
+
+
+@pytest.mark.parametrize("method", SHIPPED)
+def test_every_shipped_method_merges_a_pair(outputs: Path, method: str) -> None:
+    members = ["leaves"] if method == "frozen" else ["level", "leaves"]
+    more = [f"merge={method}", f"tasks=[{','.join(members)}]", "save=false", *SMALL.get(method, [])]
+    if method == "distill":  # it keeps 64 pictures of each task back, and there are 42 here
+        with pytest.raises(CommandError, match="needs more than 64"):
+            merge_here(command(outputs, *more))
+        return
+    result, _ = merge_here(command(outputs, *more))
+    rows = result["rows"]
+    assert [row["task"] for row in rows] == sorted(members)
+    for row in rows:
+        assert set(COLUMNS) <= set(row)
+        assert row["set"] == "+".join(sorted(members))
+        assert row["method"] == method
+        better = row["score"] / row["single"] if row["metric"] == "accuracy" else row["single"] / row["score"]
+        assert row["retention"] == pytest.approx(better)
+        assert row["low"] <= row["high"]
+
+
+def test_a_set_of_one_is_the_adapter_itself(outputs: Path) -> None:
+    for realign in ("none", "linear", "deep"):
+        result, _ = merge_here(command(outputs, "merge=cat", "tasks=[level]", "save=false", f"realign={realign}"))
+        (row,) = result["rows"]
+        assert row["score"] == pytest.approx(row["single"], rel=1e-4)
+        assert row["predicted"] == pytest.approx(1, abs=1e-3)
+        assert row["images"] == (0 if realign == "none" else 24)
+
+
+def test_a_sweep_goes_on_where_it_stopped(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = ["merge=cat", "sweep=pairs", "sweep.of=[leaves,level,dots]"]
+    result, run = merge_here(command(outputs, *sweep))
+    assert [row["set"] for row in result["rows"][::2]] == ["dots+leaves", "dots+level", "leaves+level"]
+    (run.path / "sets" / "dots+level.json").unlink()
+    merged: list[Any] = []
+    from merging import run as module
+
+    plain = module.merge_set
+    monkeypatch.setattr(module, "merge_set", lambda *given: merged.append(given[1]) or plain(*given))
+    again, _ = merge_here(command(outputs, *sweep))
+    assert merged == [("dots", "level")]
+
+    def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+    assert without_times(again["rows"]) == without_times(result["rows"])
+
+
+def test_the_merged_model_is_a_plain_timm_model_and_a_peft_adapter(outputs: Path) -> None:
+    from peft import PeftModel
+
+    result, _ = merge_here(command(outputs, "merge=cat", "tasks=[leaves,level]", "realign=[none,deep]", "name=null"))
+    plain, deep = (Path(path) for path in result["models"])
+    card, state, heads = read_parts(plain)
+    assert set(heads) == {"leaves", "level"}
+    assert card["recipe"]["method"] == "cat"
+    assert read_parts(deep)[2]["level"].hidden.in_features == 8 * heads["level"].hidden.in_features
+    import timm
+
+    model = timm.create_model(TINY, num_classes=0, img_size=SIZE).eval()
+    model.load_state_dict(state)
+    images = torch.randn(3, 3, SIZE, SIZE)
+    frozen = create_backbone(TINY, SIZE, outputs.parent / "tiny.safetensors")
+    members = {name: read_member(outputs / "adapters" / name / "r2-s0") for name in ("leaves", "level")}
+    delta = cat({name: require_delta(member) for name, member in members.items()})
+    key = "blocks.3.attn.qkv"
+    b, a = delta[f"{key}.v"]
+    width = b.shape[0]
+    expected = frozen.state_dict()[f"{key}.weight"][2 * width :] + b @ a
+    torch.testing.assert_close(state[f"{key}.weight"][2 * width :], expected)
+    torch.testing.assert_close(state[f"{key}.weight"][:width], frozen.state_dict()[f"{key}.weight"][:width])
+    adapted = PeftModel.from_pretrained(split_qkv(frozen), str(plain))
+    torch.testing.assert_close(adapted(images), model(images), atol=1e-5, rtol=1e-4)
+
+
+def test_the_same_merge_gives_the_same_bytes(outputs: Path, tmp_path: Path) -> None:
+    files: list[dict[str, bytes]] = []
+    for name in ("one", "two"):
+        result, _ = merge_here(command(outputs, "merge=gram", "tasks=[leaves,level]", "realign=linear", f"name={name}"))
+        folder = Path(result["models"][0])
+        files.append({path.name: path.read_bytes() for path in folder.glob("*.safetensors")})
+    assert files[0] == files[1]
+
+
+def test_bf16_scores_are_near_float32(outputs: Path) -> None:
+    pair = ["merge=cat", "tasks=[leaves,level]", "save=false"]
+    exact, _ = merge_here(command(outputs, *pair))
+    rounded, _ = merge_here([*command(outputs, *pair)[:-4], "precision=bf16-mixed", *pair])
+    for one, two in zip(exact["rows"], rounded["rows"], strict=True):
+        assert two["score"] == pytest.approx(one["score"], rel=0.1)
+
+
+def test_missing_adapters_are_named_with_what_exists(outputs: Path) -> None:
+    done = merge_process(command(outputs, "tasks=[leaves,levels]"))
+    assert done.returncode == 2
+    assert "no adapter of task levels" in done.stderr
+    assert "Did you mean 'level'?" in done.stderr
+    assert "dots/r2-s0" in done.stderr
+    assert "python train.py task=levels lora.rank=2 seed=0" in done.stderr
+
+
+def test_faults_of_the_command_come_first(outputs: Path) -> None:
+    done = merge_process(command(outputs, "tasks=[a,a]", "merge=gram", "merge.rigde=1", "realign=deeep"))
+    assert done.returncode == 2
+    assert "named twice: a" in done.stderr
+    assert "merge.rigde=1: unknown argument of gram. Did you mean 'ridge'?" in done.stderr
+    assert "realign" in done.stderr
+    assert merge_process(command(outputs)).returncode == 2
+
+
+def test_rank_zero_is_refused(outputs: Path) -> None:
+    member = read_member(outputs / "adapters" / "leaves" / "r2-s0")
+    with pytest.raises(AdapterError, match="r2-s0 has rank 0"):
+        require_delta(replace(member, delta=None))
+
+
+def test_foreign_backbones_are_refused(outputs: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    shutil.copytree(outputs / "adapters" / "leaves" / "r2-s0", foreign)
+    card = json.loads((foreign / "card.json").read_text())
+    card["backbone"]["fingerprint"] = "0" * 64
+    (foreign / "card.json").write_text(json.dumps(card))
+    with pytest.raises(AdapterError, match="different backbones"):
+        merge_here(command(outputs, "tasks=[leaves,level]", f"adapters={{leaves:{foreign}}}"))
+
+
+@pytest.mark.parametrize("fault", ["nan", "zero", "missing"])
+def test_damaged_adapters_are_refused_by_name(outputs: Path, tmp_path: Path, fault: str) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(outputs / "adapters" / "leaves" / "r2-s0", bad)
+    file = bad / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    if fault == "nan":
+        tensors["base_model.model.blocks.0.attn.qkv.k.lora_A.weight"][0, 0] = float("nan")
+    elif fault == "zero":
+        tensors = {name: 0 * value if "lora_B" in name else value for name, value in tensors.items()}
+    else:
+        tensors = {name: value for name, value in tensors.items() if "blocks.0.attn.qkv.k" not in name}
+    safetensors.torch.save_file(tensors, file)
+    with pytest.raises(AdapterError, match="bad|blocks.0.attn.qkv.k"):
+        merge_here(command(outputs, "tasks=[leaves,level]", f"adapters={{leaves:{bad}}}", "merge=cat"))
+
+
+def test_other_data_than_the_adapter_was_tested_on_is_refused(outputs: Path, tmp_path: Path) -> None:
+    from tests.runs import draw_folder
+
+    other = draw_folder(tmp_path / "other", 12)
+    with pytest.raises(DataError, match="holds other data"):
+        merge_here(command(outputs, "tasks=[leaves]", f"roots={{leaves:{other}}}"))
+
+
+def test_sets_are_sorted_and_each_is_taken_once() -> None:
+    config = merge_config(["sets=[[galaxy,emotion],[emotion,galaxy],[firerisk,emotion,galaxy]]"])
+    assert config.chosen_sets() == [("emotion", "galaxy"), ("emotion", "firerisk", "galaxy")]
+    assert len(merge_config(["sweep=pairs"]).chosen_sets()) == 15
+    assert len(merge_config(["sweep=triples"]).chosen_sets()) == 4
+    assert len(merge_config(["sweep=triples_all"]).chosen_sets()) == 20
+    assert len(merge_config(["sweep=all"]).chosen_sets()) == 57
