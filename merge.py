@@ -20,6 +20,10 @@ def job(config: MergeConfig, run: Run) -> dict[str, Any]:
 
     logs.take_over("lightning", "huggingface_hub")
     bundles = find_bundles(config, Path(config.paths.outputs))
+    if config.advise:
+        from merging.advisor import advise
+
+        return advise(config, run, bundles)
     return merge(config, run, bundles)
 
 

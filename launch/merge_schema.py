@@ -59,6 +59,13 @@ def _allows(argument: Argument, value: object) -> bool:
     return not argument.kinds or argument.kinds == {"null"} or argument.allows(value)
 
 
+def _candidates(candidates: list[str]) -> Iterator[str]:
+    for name in candidates:
+        if name not in method_names():
+            hint = nearest(name, method_names()) or f" Known: {checks.known(method_names())}."
+            yield f"candidates={checks.show(candidates)}: there is no merge {name}.{hint}"
+
+
 def _sets(sets: Any, tasks: Any, sizes: Any, of: Any) -> Iterator[str]:
     if sum(given is not None for given in (sets, tasks, sizes)) != 1:
         yield "tasks is missing: give tasks=[a,b] for one set, sets=[[a,b],[c,d]] for several, or sweep=pairs."
@@ -111,6 +118,8 @@ class MergeConfig(Strict):
     lora: Rank
     backbone: MergedBackbone
     seed: int = Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295")
+    advise: bool = Field(description="true or false")
+    candidates: Annotated[list[Name], Field(min_length=1)] = Field(description="a list of merges [cat,gram,...]")
     advice_images: int = Field(ge=2, description="a whole number of images, 2 or more")
     split: Literal["val", "test"] = Field(description="val or test")
     images: int = Field(ge=2, description="a whole number of images, 2 or more")
@@ -125,6 +134,7 @@ class MergeConfig(Strict):
 
     checks: ClassVar[tuple[Check, ...]] = (
         (("merge",), _method),
+        (("candidates",), _candidates),
         (("sets", "tasks", "sweep.sizes", "sweep.of"), _sets),
     )
 
@@ -157,4 +167,5 @@ class MergeConfig(Strict):
         """The readable part of the run's name."""
         sets = self.chosen_sets()
         what = "+".join(sets[0]) if len(sets) == 1 else f"{len(sets)}_sets"
-        return f"{what}-{self.method_name}-r{self.lora.rank}-s{self.seed}"
+        method = "advice" if self.advise else self.method_name
+        return f"{what}-{method}-r{self.lora.rank}-s{self.seed}"

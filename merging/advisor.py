@@ -1,0 +1,142 @@
+"""Advice before a merge: what each member will keep, why, and which merge to take. No label, no test image is read."""
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml  # type: ignore[import-untyped]
+from rich.console import Console
+from rich.table import Table
+
+from launch.checks import ROOT
+from launch.merge_schema import MergeConfig
+from launch.progress import track
+from launch.runs import Run
+from merging.conflict import conflict, interference
+from merging.evaluate import merge_set, predict_set
+from merging.members import Member
+from merging.run import Bench, merge_function, open_bench, require_delta
+
+log = logging.getLogger(__name__)
+QUIET, TOLD_APART = 0.25, 0.1  # below these, interference is harmless and a conflict small
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What the adapters alone tell of one member.
+
+    Attributes:
+        by: the member that acts most on this one's inputs.
+        interference: |dW_by X| / |dW X| on this one's inputs X, root mean square over modules.
+        conflict: the share of the members' outputs that no merged matrix can give, mean over modules.
+    """
+
+    by: str | None
+    interference: float
+    conflict: float
+
+    @property
+    def reason(self) -> str:
+        """In plain words."""
+        if self.by is None:
+            return "it is alone"
+        if self.interference < QUIET:
+            return f"{self.by} hardly acts on its inputs (interference {self.interference:.2f})"
+        acts = f"{self.by} acts on its inputs ({self.interference:.2f} of its own output)"
+        if self.conflict < TOLD_APART:
+            return f"{acts}, but the inputs can be told apart (conflict {self.conflict:.2f}): gram helps"
+        return f"{acts} and wants other outputs for the same inputs (conflict {self.conflict:.2f}): realign or distil"
+
+
+def disturbances(members: Mapping[str, Member]) -> dict[str, Disturbance]:
+    """For each member what the stored factors and Grams tell; seconds, no image.
+
+    Raises:
+        AdapterError: a member has no Grams.
+    """
+    names = sorted(members)
+    if len(names) == 1:
+        return {names[0]: Disturbance(None, 0.0, 0.0)}
+    deltas = {name: require_delta(member) for name, member in members.items()}
+    grams = {name: member.grams or {} for name, member in members.items()}
+    table = torch.stack(list(interference(deltas, grams).values()))  # (L, T, T): row disturbs column
+    rms = torch.where(table.isfinite(), table, 0.0).square().mean(0).sqrt()
+    found = {}
+    for place, name in enumerate(names):
+        others = rms[:, place].clone()
+        others[place] = -1
+        worst = int(others.argmax())
+        pair = {key: deltas[key] for key in (name, names[worst])}
+        shares = conflict(pair, {key: grams[key] for key in pair})
+        found[name] = Disturbance(names[worst], float(others[worst]), sum(shares.values()) / len(shares))
+    return found
+
+
+def advise(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[str, Any]:
+    """Predicts each member's retention for each candidate merge and realignment, and recommends one per set.
+
+    Recommended is the merge whose worst member is predicted best.
+
+    Returns:
+        The content of ``result.json``: ``rows`` with predicted retention, its interval and the reason.
+    """
+    opened = open_bench(config, bundles)
+    rows: list[dict[str, Any]] = []
+    sets = config.chosen_sets()
+    for tasks in track(sets, "Looking ahead", len(sets)):
+        told = disturbances({task: opened.bench.members[task] for task in tasks})
+        own = [
+            {"set": "+".join(tasks), "method": method, "rank": config.lora.rank, "seed": config.seed}
+            | row
+            | asdict(told[row["task"]])
+            | {"reason": told[row["task"]].reason}
+            for method in config.candidates
+            for row in _expected(config, opened, tasks, method)
+        ]
+        best = recommended(own)
+        rows += [row | {"recommended": (row["method"], row["realign"]) == best} for row in own]
+        show(rows[-len(own) :], best)
+    chosen = [row["predicted"] for row in rows if row["recommended"]]
+    return {"metric": "predicted retention", "score": min(chosen), "rows": rows, "backbone": opened.backbone}
+
+
+def recommended(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """(method, realign) whose worst member is predicted best; ties go to what stands first, the simplest."""
+    worst: dict[tuple[str, str], float] = {}
+    for row in rows:
+        key = (row["method"], row["realign"])
+        worst[key] = min(worst.get(key, float("inf")), row["predicted"])
+    return max(worst, key=lambda key: round(worst[key], 3))
+
+
+def show(rows: Sequence[Mapping[str, Any]], best: tuple[str, str]) -> None:
+    """Prints the prediction of the recommended merge for each member, and the others' worst."""
+    table = Table(title=f"{rows[0]['set']}: take merge={best[0]} realign={best[1]}", box=None, title_justify="left")
+    for heading in ("task", "predicted retention", "5 % to 95 %", "why"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        if (row["method"], row["realign"]) == best:
+            table.add_row(
+                row["task"], f"{row['predicted']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}", row["reason"]
+            )
+    console = Console()
+    console.print(table)
+    keys = dict.fromkeys((row["method"], row["realign"]) for row in rows)
+    lines = [
+        f"  {method:10} {realign:7} worst member "
+        f"{min(row['predicted'] for row in rows if (row['method'], row['realign']) == (method, realign)):.3f}"
+        for method, realign in keys
+    ]
+    console.print("\n".join(lines), markup=False, highlight=False)
+
+
+def _expected(config: MergeConfig, opened: Bench, tasks: Sequence[str], method: str) -> list[dict[str, Any]]:
+    file = ROOT / "conf" / "merge" / f"{method}.yaml"
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    function = functools.partial(merge_function(settings), opened.bench)
+    merges = merge_set(opened.bench, tasks, function, config.realigns, config.images)
+    return predict_set(opened.bench, merges, config.advice_images)
