@@ -160,7 +160,8 @@ def sweep(outputs: Path, tasks: list[str], rank: int, seed: int) -> dict[str, An
     limit = passes * len(tasks) + opening
     return {
         "pairs": len(pairs), "one process, s": together, "a process per pair, s": apart * len(pairs),
-        "processes / one": apart * len(pairs) / together, "its passes alone, s": limit, "passes / one": limit / together,
+        "processes / one": apart * len(pairs) / together, "its passes alone, s": limit,
+        "passes / one": limit / together,
     }  # fmt: skip
 
 

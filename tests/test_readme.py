@@ -3,6 +3,7 @@
 import csv
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.sample.faces import write_utkface
 from datamodules.sample.galaxies import write_galaxy10
 from tests.runs import ROOT, draw_folder, overrides, read_results
 
@@ -50,7 +52,36 @@ def test_make_targets_exist(command):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python")])
+@pytest.fixture(scope="module")
+def members(tmp_path_factory):
+    """Adapters of age_class and galaxy, ranks 16 and 64, trained for a moment on drawn data."""
+    folder = tmp_path_factory.mktemp("members")
+    write_galaxy10(folder / "data" / "galaxy10", 60, seed=0)
+    write_utkface(folder / "data" / "utkface", 60, seed=0)
+    swept = ["-m", "task=age_class,galaxy", "lora.rank=16,64"]
+    tiny = [text for text in overrides(folder, "trainer=debug") if not text.startswith(("lora", "trainer.max"))]
+    command = [sys.executable, str(ROOT / "train.py"), *swept, *tiny, f"paths.data={folder / 'data'}", "gram_images=16"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python merge")])
+def test_merges_run(command, members, tmp_path):
+    _, script, *arguments = shlex.split(command)
+    shutil.copytree(members / "out" / "adapters", tmp_path / "out" / "adapters")
+    arguments += [f"paths.outputs={tmp_path / 'out'}", "images=16", "device=cpu"]
+    if any(text.startswith("sweep=") for text in arguments):
+        arguments.append("sweep.of=[age_class,galaxy]")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = read_results(tmp_path / "out")
+    assert len(results) == (4 if "-m" in arguments else 1)
+    assert all(row["task"] in ("age_class", "galaxy") for result in results for row in result["rows"])
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python train")])
 def test_commands_run(command, tmp_path):
     _, script, *arguments = shlex.split(command)
     if "--cfg" not in arguments:
