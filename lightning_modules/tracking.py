@@ -4,7 +4,7 @@ import contextlib
 import logging
 import netrc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,15 @@ def log_summary(loggers: list[Logger], values: Mapping[str, float]) -> None:
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.summary.update(dict(values))
+
+
+def log_table(loggers: list[Logger], name: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Logs rows as a W&B table."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_table(
+                name, columns=list(columns), data=[[row.get(column) for column in columns] for row in rows]
+            )
 
 
 def log_picture(loggers: list[Logger], name: str, path: Path) -> None:

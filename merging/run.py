@@ -28,6 +28,7 @@ from lightning_modules.adapter import CARD
 from lightning_modules.building import plain_backbone, resolve_precision
 from lightning_modules.model import MLPHead
 from lightning_modules.module import AUTOCAST
+from lightning_modules.tracking import log_summary, log_table, open_loggers
 from merging.bundle import save_merged
 from merging.delta import Delta
 from merging.evaluate import COLUMNS, PREDICTED, Merged, merge_set, predict_set, score_set
@@ -70,6 +71,20 @@ def merge(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[st
     Returns:
         The content of ``result.json``: ``rows`` in the columns of ``evaluate.COLUMNS``, with all metrics in ``scores``.
     """
+    settings = None if config.logger.wandb is None else config.logger.wandb.model_dump()
+    loggers = open_loggers(
+        run.path, run.name, run.config, run_id=run.hash, group=run.group, job_type="merge",
+        tags=[config.method_name, f"r{config.lora.rank}"], wandb=settings, tensorboard=config.logger.tensorboard,
+    )  # fmt: skip
+    with loggers as opened:
+        result = merge_all(config, run, bundles)
+        log_table(opened, "rows", (*COLUMNS, *PREDICTED), result["rows"])
+        log_summary(opened, {f"retention/{name}": value for name, value in _summary(result["rows"]).items()})
+    return result
+
+
+def merge_all(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[str, Any]:
+    """What ``merge`` does, without loggers."""
     opened = open_bench(config, bundles)
     method = merge_function(config.merge)
     sets = config.chosen_sets()
@@ -118,6 +133,14 @@ def summarise(sets: Sequence[Sequence[str]], folder: Path, config: MergeConfig, 
         "rows": [{key: row[key] for key in (*COLUMNS, *PREDICTED, "init_seed", "scores")} for row in rows],
         "models": models,
     }
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    found = {}
+    for realign in dict.fromkeys(row["realign"] for row in rows):
+        kept = [row["retention"] for row in rows if row["realign"] == realign]
+        found |= {f"{realign}/mean": statistics.mean(kept), f"{realign}/lowest": min(kept)}
+    return found
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:

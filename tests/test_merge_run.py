@@ -253,3 +253,12 @@ def test_distillation_brings_answers_nearer_and_resumes_to_the_same(
     merge_here(pair)
     (again,) = (run.path / "scratch").glob("distill-*.csv")
     assert [float(line.split(",")[3]) for line in again.read_text().splitlines()[1:]] == drifts
+
+
+def test_rows_are_logged_to_wandb_offline(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    _, run = merge_here(command(outputs, "tasks=[leaves,level]", "merge=cat", "logger=wandb", "seed=0", "save=false"))
+    (table,) = run.path.glob("wandb/offline-run-*/files/media/table/rows*.json")
+    content = json.loads(table.read_text())
+    assert content["columns"][: len(COLUMNS)] == list(COLUMNS)
+    assert [row[COLUMNS.index("task")] for row in content["data"]] == ["leaves", "level"]
