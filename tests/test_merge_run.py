@@ -28,7 +28,15 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(outputs: Path, *more: str) -> list[str]:
-    return [f"paths.outputs={outputs}", "lora.rank=2", "images=24", "device=cpu", "precision=32-true", *more]
+    return [
+        f"paths.outputs={outputs}",
+        "lora.rank=2",
+        "images=24",
+        "device=cpu",
+        "logger=csv",
+        "precision=32-true",
+        *more,
+    ]
 
 
 SMALL = {  # so that methods which take minutes take a moment

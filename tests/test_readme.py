@@ -69,7 +69,7 @@ def members(tmp_path_factory):
 def test_merges_run(command, members, tmp_path):
     _, script, *arguments = shlex.split(command)
     shutil.copytree(members / "out" / "adapters", tmp_path / "out" / "adapters")
-    arguments += [f"paths.outputs={tmp_path / 'out'}", "images=16", "device=cpu"]
+    arguments += [f"paths.outputs={tmp_path / 'out'}", "images=16", "device=cpu", "logger=csv"]
     if any(text.startswith("sweep=") for text in arguments):
         arguments.append("sweep.of=[age_class,galaxy]")
     done = subprocess.run(

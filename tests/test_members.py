@@ -1,0 +1,67 @@
+"""Adapters that peft made, ours and foreign ones, as deltas."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+
+from launch.errors import AdapterError
+from merging.fold import FoldableWeights
+from merging.members import read_delta
+from tests.conftest import SIZE, TINY, randomize_lora
+
+
+def foreign(**settings: object) -> tuple[PeftModel, dict[str, torch.Tensor], LoraConfig]:
+    """peft on a plain timm model, fused ``qkv`` and all; its state dict as a file would hold it."""
+    torch.manual_seed(0)
+    model = timm.create_model(TINY, num_classes=0, img_size=SIZE).eval()
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["attn.qkv", "mlp.fc1"], **settings})
+    adapted = get_peft_model(model, config)
+    randomize_lora(adapted)
+    return adapted.eval(), get_peft_model_state_dict(adapted, save_embedding_layers=False), config
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_lora_on_a_fused_qkv_is_taken_apart(images: torch.Tensor, rslora: bool) -> None:
+    adapted, tensors, config = foreign(use_rslora=rslora)
+    delta = read_delta(tensors, config, Path("there"))
+    assert {name.rpartition(".")[2] for name in delta} == {"q", "k", "v", "fc1"}
+    torch.manual_seed(0)
+    plain = timm.create_model(TINY, num_classes=0, img_size=SIZE).eval()
+    with FoldableWeights(plain, delta).folded(delta) as folded:
+        torch.testing.assert_close(folded(images), adapted(images), atol=1e-5, rtol=1e-4)
+
+
+def test_rows_that_were_not_adapted_are_left_out() -> None:
+    _, tensors, config = foreign(target_modules=["attn.qkv"])
+    width = next(value.shape[0] for name, value in tensors.items() if "lora_B" in name) // 3
+    for name, value in tensors.items():
+        if "lora_B" in name:
+            value[:width] = 0
+    assert {name.rpartition(".")[2] for name in read_delta(tensors, config, Path("there"))} == {"k", "v"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"use_dora": True}, "use_dora is set: DoRA rescales"),
+        ({"lora_bias": True}, "lora_bias is set"),
+        ({"bias": "lora_only"}, "bias=lora_only"),
+        ({"rank_pattern": {"blocks.0.attn.qkv": 2}}, "rank_pattern is set"),
+        ({"alpha_pattern": {"blocks.0.attn.qkv": 2}}, "alpha_pattern is set"),
+        ({"modules_to_save": ["norm"]}, "modules_to_save is set"),
+    ],
+)
+def test_what_is_no_plain_lora_is_refused_by_name(settings: dict[str, object], reason: str) -> None:
+    _, tensors, config = foreign(**settings)
+    with pytest.raises(AdapterError, match=reason):
+        read_delta(tensors, config, Path("there"))
+
+
+def test_a_lost_factor_is_named() -> None:
+    _, tensors, config = foreign()
+    lost = next(name for name in tensors if "lora_A" in name)
+    with pytest.raises(AdapterError, match="has no pair of factors"):
+        read_delta({name: value for name, value in tensors.items() if name != lost}, config, Path("there"))
