@@ -45,7 +45,7 @@ def main(
         conf: folder of the yaml files.
         keeps_run: False for a job that sees by itself what is done already: it gets no run folder and is never skipped.
     """
-    arguments = get_args_parser().parse_args()
+    arguments = get_args_parser().parse_intermixed_args()  # flags may stand between overrides
     logs.set_up()
     try:
         code = _run(script, schema, job, conf, keeps_run, arguments)
@@ -62,6 +62,8 @@ def main(
 
 def _run(script: str, schema: type[Any], job: Any, conf: Path, keeps_run: bool, arguments: Namespace) -> int:
     hydra.version.setbase(HYDRA_VERSION)
+    if arguments.multirun and (arguments.cfg or arguments.info or arguments.shell_completion):
+        raise CommandError("-m runs a sweep, and --cfg, --info and --shell-completion show one job: leave one out.")
     if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
         return _let_hydra(script, conf, arguments, arguments.overrides)
     conf = Path(arguments.config_path).absolute() if arguments.config_path else conf
@@ -105,15 +107,17 @@ def check_writable(folder: Path) -> None:
 
 def _let_hydra(script: str, conf: Path, arguments: Namespace, overrides: list[str]) -> int:
     """Lets Hydra answer ``--help``, ``--cfg``, ``--info`` and the like."""
-    given, ready = list(arguments.overrides), list(overrides)
-    for place, text in enumerate(sys.argv):
-        if place and given and text == given[0]:
+    flags, given = [], list(arguments.overrides)
+    for text in sys.argv[1:]:
+        if given and text == given[0]:
             given.pop(0)
-            sys.argv[place] = ready.pop(0)
+        else:
+            flags.append(text)
     if not any(text.startswith("hydra.job.name=") for text in overrides):
-        sys.argv.append(f"hydra.job.name={script}")
+        overrides = [*overrides, f"hydra.job.name={script}"]
     if (own := own_folder(conf, script)) and not arguments.config_dir:
-        sys.argv.append(f"--config-dir={own}")
+        flags.append(f"--config-dir={own}")
+    sys.argv[1:] = [*overrides, *flags]  # in one piece, as Hydra demands, and before --info, which may take a word
     hydra.main(version_base=HYDRA_VERSION, config_path=str(conf), config_name=script)(_nothing)()
     return EXIT_DONE
 

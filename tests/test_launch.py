@@ -155,8 +155,12 @@ def test_a_line_of_another_package_is_logged_once(tmp_path, capsys):
     ("flags", "code", "text"),
     [
         (("--cfg", "job", "task=keypoints", "trainer.limit_val_batches=3"), 0, "limit_val_batches: 3"),
+        (("lora.rank=3", "--cfg", "job", "task=keypoints"), 0, "rank: 3"),
+        (("-m", "task=keypoints", "--cfg", "job", "seed=3"), 2, ""),
         (("--cfg", "job", "lora.rnk=3"), 2, ""),
+        (("lora.rnk=3", "-m", "task=keypoints"), 2, ""),
         (("--help",), 0, "train is powered by Hydra."),
+        (("task=keypoints", "--help"), 0, "train is powered by Hydra."),
         (("--config-dir", "nowhere"), 2, ""),
         (("--nope",), 2, ""),
     ],
