@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -34,9 +35,15 @@ _REASONS = _ONLY_WRITING | {
 
 def write_fault(error: BaseException, path: Path | None = None) -> UserError | None:
     """The text for any exception that can only come from writing (full disk, read-only); None for all others."""
-    if not isinstance(error, OSError) or error.errno not in _ONLY_WRITING:
+    code = error.errno if isinstance(error, OSError) else None
+    if code is None and not isinstance(error, UserError):
+        # safetensors and shutil.copytree have errors of their own, in whose text alone the system's is found
+        told = re.search(r"(?:\(os error |\[Errno )(\d+)", str(error))
+        code = int(told[1]) if told else None
+    if code not in _ONLY_WRITING:
         return None
-    return cannot_write(error, path or Path(error.filename or "the output"))
+    named = error.filename if isinstance(error, OSError) else None
+    return cannot_write(OSError(code, os.strerror(code)), path or Path(named or "the output"))
 
 
 def cannot_write(error: OSError, path: Path) -> UserError:
@@ -93,9 +100,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _replace_folder(temporary, path)
-    except OSError as error:
-        is_ours = isinstance(error.filename, str) and Path(error.filename).is_relative_to(temporary)
-        if is_ours and error.errno in _REASONS:
+    except Exception as error:
+        named = error.filename if isinstance(error, OSError) else None
+        is_ours = isinstance(named, str) and Path(named).is_relative_to(temporary)
+        if isinstance(error, OSError) and is_ours and error.errno in _REASONS:
             raise cannot_write(error, path) from error
         if (fault := write_fault(error, path)) is not None:
             raise fault from error

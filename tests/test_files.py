@@ -46,7 +46,8 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     target = tmp_path / "big.bin"
     target.write_text("old")
     script = (
-        "import resource, signal, sys; from pathlib import Path\n"
+        "import resource, shutil, signal, sys; from pathlib import Path\n"
+        "import numpy as np; from safetensors.numpy import save_file\n"
         "from launch.files import atomic_write, atomic_folder; from launch.errors import UserError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
@@ -56,14 +57,28 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         "try:\n"
         "    with atomic_folder(path.parent / 'folder') as folder: (folder / 'part').write_bytes(b'x' * 5000)\n"
         "except UserError as error: print(error)\n"
+        "try:\n"
+        "    with atomic_folder(path.parent / 'tensors') as folder:\n"
+        "        save_file({'x': np.zeros(2000)}, folder / 'x.safetensors')\n"
+        "except UserError as error: print(error)\n"
+        "try:\n"
+        "    with atomic_folder(path.parent / 'copy') as folder: shutil.copytree(sys.argv[2], folder / 'x')\n"
+        "except UserError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(target)], cwd=ROOT, capture_output=True, text=True)
+    large = tmp_path / "large"
+    large.mkdir()
+    (large / "file").write_bytes(bytes(5000))
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(target), str(large)], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.stderr == ""
-    first, second = done.stdout.splitlines()
+    first, second, third, fourth = done.stdout.splitlines()
     assert first.startswith(f"Cannot write {target}: the file is larger than this system allows. Free space")
     assert second.startswith(f"Cannot write {tmp_path / 'folder'}")
+    assert third.startswith(f"Cannot write {tmp_path / 'tensors'}: the file is larger")
+    assert fourth.startswith(f"Cannot write {tmp_path / 'copy'}: the file is larger")
     assert target.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["big.bin"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["big.bin", "large"]
 
 
 def test_atomic_folder_replaces_as_a_whole(tmp_path):
