@@ -21,6 +21,7 @@ from datamodules.crop import Box, Fit, crop_region, crop_resize, to_crop
 from datamodules.decode import MAX_PIXELS, BrokenImageError
 from datamodules.hashes import cpu_count
 from datamodules.locks import locked
+from datamodules.sources import human_bytes
 from launch.errors import DataError
 from launch.files import atomic_folder, atomic_write, write_json
 from launch.progress import track
@@ -152,8 +153,8 @@ def _build(
     needed = len(table) * size * size * 3
     if needed > free:
         raise DataError(
-            f"The pixel cache of {source.name} needs {needed / 1e9:.1f} GB in {folder.parent}, "
-            f"where {free / 1e9:.1f} GB are free. Free space, choose another place with paths.data=DIR, "
+            f"The pixel cache of {source.name} needs {human_bytes(needed)} in {folder.parent}, "
+            f"where {human_bytes(free)} are free. Free space, choose another place with paths.outputs=DIR, "
             "or use fewer pictures with data.size=N."
         )
     keys: list[str] = []

@@ -64,7 +64,7 @@ def dinov2_small_weights(cache: Path) -> Path:
     except OSError as error:
         raise WeightsError(
             f"Cannot keep the converted weights in {cache}: {error.strerror or error}. "
-            "Allow writing there or choose another folder with paths.data=DIR."
+            "Allow writing there or choose another folder with paths.outputs=DIR."
         ) from error
     try:
         if _is_sound(path):

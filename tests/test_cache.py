@@ -178,7 +178,7 @@ def test_error_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
 
 def test_no_room_on_the_disk_is_told_before_the_work(tmp_path: Path) -> None:
     source = Drawn(tmp_path, 20)
-    with pytest.raises(DataError, match=r"needs .* GB .* are free"):
+    with pytest.raises(DataError, match=r"needs 6000\.0 TB .* are free\. .*paths\.outputs=DIR"):
         build(tmp_path / "c", source, size=10_000_000)
     assert source.reads == 0
 
