@@ -35,10 +35,14 @@ class EpochLog(Callback):
 
 
 class Bar(RichProgressBar):
-    """Lightning's bar on stderr, where the log goes, without the logger's version number."""
+    """Lightning's bar on stderr, where the log goes; epochs count from 1 as there, without the logger's version."""
 
     def __init__(self) -> None:
         super().__init__(leave=False, console_kwargs={"stderr": True})
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        most = self.trainer.max_epochs or 0
+        return f"Epoch {current_epoch + 1}" + (f"/{most}" if most > 0 else "")
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}

@@ -1,5 +1,7 @@
 """The LightningModule on drawn numbers: what is trained, logged, checkpointed, and several heads at once."""
 
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
@@ -7,6 +9,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_modules.backbone import create_backbone, split_qkv
+from lightning_modules.callbacks import Bar
 from lightning_modules.lora import add_lora, lora_config
 from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.module import MultiTaskModule, warmup_cosine
@@ -157,3 +160,10 @@ def test_learning_rate_rises_and_falls():
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert 0 < rates[0] <= 0.1
     assert rates[-1] < 0.01
+
+
+@pytest.mark.parametrize(("most", "text"), [(5, "Epoch 3/5"), (-1, "Epoch 3"), (None, "Epoch 3")])
+def test_the_bar_counts_epochs_as_the_log_does(most, text):
+    bar = Bar()
+    bar._trainer = SimpleNamespace(max_epochs=most)
+    assert bar._get_train_description(2) == text
