@@ -68,15 +68,16 @@ def _run(script: str, schema: type[Any], job: Any, conf: Path, keeps_run: bool, 
         return _let_hydra(script, conf, arguments, arguments.overrides)
     conf = Path(arguments.config_path).absolute() if arguments.config_path else conf
     composer = Composer(script, conf, arguments.config_dir, arguments.config_name)
-    multirun = arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
-    if multirun and not any(text.startswith("hydra/sweeper=") for text in arguments.overrides):
-        arguments.overrides = composer.with_recipe_sweep(arguments.overrides)
-    command = composer.parse(arguments.overrides, multirun)
+    overrides = composer.quoted(arguments.overrides)
+    multirun = arguments.multirun or "hydra.mode=MULTIRUN" in overrides
+    if multirun and not any(text.startswith("hydra/sweeper=") for text in overrides):
+        overrides = composer.with_recipe_sweep(overrides)
+    command = composer.parse(overrides, multirun)
     faults = find_faults(composer, schema, command, multirun, complete=not arguments.cfg)
     if faults:
         sys.stderr.write(_faults_text(faults))
         return EXIT_COMMAND
-    overrides = composer.for_hydra(arguments.overrides)
+    overrides = composer.for_hydra(overrides)
     if arguments.cfg:
         return _let_hydra(script, conf, arguments, overrides)
     config = first_config(composer, command)

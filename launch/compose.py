@@ -12,7 +12,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.default_element import GroupDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 from hydra.core.utils import JobRuntime, setup_globals
 from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigResult
@@ -62,6 +62,18 @@ class Composer:
         defaults = primary.defaults_list or []
         self.groups = {str(default.group).lstrip("/") for default in defaults if isinstance(default, GroupDefault)}
         self._composed: dict[tuple[str, ...], DictConfig | None] = {}
+
+    def quoted(self, overrides: list[str]) -> list[str]:
+        """The overrides with quotes around values that Hydra cannot read and that can only be meant as text.
+
+        Hydra's grammar knows ASCII letters and a few signs, and a folder may be called ``Fotos für Jörg (2)``.
+        """
+        parser = OverridesParser.create(config_loader=self.loader)
+        ready = []
+        for text in overrides:
+            tries = (text, _text_quoted(text))
+            ready.append(next((one for one in tries if _parser_error(parser, one) is None), text))
+        return ready
 
     def parse(self, overrides: list[str], multirun: bool) -> Command:
         """Sorts overrides into choices of options and values of keys, and finds the malformed ones."""
@@ -269,10 +281,30 @@ def _without(choices: tuple[str, ...], start: str) -> tuple[str, ...] | None:
     return rest if len(rest) < len(choices) else None
 
 
+def _parser_error(parser: OverridesParser, text: str) -> HydraException | None:
+    try:
+        parser.parse_overrides([text])
+    except HydraException as error:
+        return error
+    return None
+
+
+def _text_quoted(text: str) -> str:
+    """``key=value`` with quotes, unless the value has marks of something else: a quote, a list, a function."""
+    key, _, value = text.partition("=")
+    if not value or value[0] in "'\"[{" or "=" in value or "${" in value:
+        return text
+    if "," in value and any(mark in value for mark in "()[]{}"):
+        return text
+    parts = [QuotedString(part, Quote.single).with_quotes() for part in value.split(",")]
+    return f"{key}={','.join(parts)}"
+
+
 def _parser_text(text: str, error: HydraException) -> str:
     if "=" not in text and not text.startswith("~"):
         return "An override is written key=value."
-    lines = [line for line in str(error).splitlines() if line.strip() and "hydra.cc" not in line]
+    lines = [line for line in str(error).splitlines() if line.strip(" ^") and "hydra.cc" not in line]
+    lines = [line for line in lines if not line.startswith("Lexer")]  # the parser's word for a sign it does not know
     reason = lines[0][:1].upper() + lines[0][1:].rstrip(".") if lines else "It is malformed"
     return f"{reason}. A text with = , [ ] {{ }} or spaces in it is quoted twice: \"key='a=b'\"."
 

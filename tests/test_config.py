@@ -120,6 +120,26 @@ def test_paths_with_equals_sign_and_comma(config):
     assert config(*OWN, "data.root='a=b,c'").data.arguments()["root"] == "a=b,c"
 
 
+@pytest.mark.parametrize("path", ["Fotos für Jörg (2)", "~/写真", "it's #1; a&b!", "a [b]", "ä/{b}", "50%", "C:\\x"])
+def test_paths_as_people_name_them(config, composer, path):
+    (override,) = composer.quoted([f"data.root={path}"])
+    assert config(*OWN, override).data.arguments()["root"] == path
+    assert composer.quoted([override]) == [override]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.root='a=b", "data.root=a=ü", "lora.targets=[k,ü", "seed=range(0,ü)", "paths.data=ü${paths.dta}", "ü=1", "ü"],
+)
+def test_what_is_no_text_stays_as_it_is(composer, override):
+    assert composer.quoted([override]) == [override]
+
+
+def test_a_sweep_of_such_paths(composer):
+    (override,) = composer.quoted(["data.root=ä b,ö"])
+    assert composer.spread(override) == ["data.root='ä b'", "data.root='ö'"]
+
+
 FAULTS = [
     ("lora.rnk=8", "lora.rnk=8: unknown key. Did you mean 'lora.rank'?"),
     ("+lora.rnk=8", "lora.rnk=8: unknown key. Did you mean 'lora.rank'?"),
@@ -184,6 +204,7 @@ FAULTS = [
     ("lora.rank", "lora.rank: cannot be read. An override is written key=value."),
     ("lora.targets=[k,v", "lora.targets=[k,v: cannot be read. No viable alternative at input '[k,v'."),
     ("data.root=a=b", "data.root=a=b: cannot be read. "),
+    ("data.root='ü", "data.root='ü: cannot be read. It is malformed. A text with"),
     (
         "lora.rank=8,16",
         "lora.rank=8,16: several values make a sweep, which needs -m. A list is written lora.rank=[8,16]",
