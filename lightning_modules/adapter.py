@@ -108,6 +108,10 @@ def load_bundle(path: Path, fingerprint: str | None = None) -> AdapterBundle:
             f"{path / HEAD} holds {sorted(head)[:4]}, not the head's {sorted(expected)}; it is another model's file."
         )
     if not (path / CONFIG).exists() and not (path / ADAPTER).exists():
+        if rank := (card.get("lora") or {}).get("rank"):
+            raise AdapterError(
+                f"{path / ADAPTER} and {CONFIG} are missing from an adapter of rank {rank}; copy all files."
+            )
         return AdapterBundle(path, None, {}, head, card)
     try:
         config = LoraConfig.from_pretrained(str(path))

@@ -62,6 +62,13 @@ def _rewrite(path, change):
     safetensors.torch.save_file(change(tensors), path)
 
 
+def _without_adapter(path):
+    card = json.loads((path / "card.json").read_text())
+    (path / "card.json").write_text(json.dumps(card | {"lora": {"rank": 4}}))
+    (path / "adapter_model.safetensors").unlink()
+    (path / "adapter_config.json").unlink()
+
+
 def _without_first(tensors):
     return dict(list(tensors.items())[1:])
 
@@ -75,6 +82,7 @@ FAULTS = {
     "truncated adapter": (lambda path: _truncate(path / "adapter_model.safetensors"), "adapter_model.safetensors"),
     "truncated head": (lambda path: _truncate(path / "head.safetensors"), "head.safetensors"),
     "no adapter file": (lambda path: (path / "adapter_model.safetensors").unlink(), "adapter_model.safetensors"),
+    "neither": (_without_adapter, "are missing from an adapter of rank 4"),
     "no config": (lambda path: (path / "adapter_config.json").unlink(), "adapter_config.json"),
     "no card": (lambda path: (path / "card.json").unlink(), "card.json"),
     "card is no json": (lambda path: (path / "card.json").write_text("{"), "card.json"),
