@@ -34,7 +34,6 @@ def main(root: Path, cache: Path) -> None:
         data.on_after_batch_transfer(batch, 0)
     told["examples"] = len(data.table)
     told["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    told["own"] = megabytes("RssAnon")
     print(json.dumps(told))
 
 
