@@ -32,6 +32,8 @@ def quiet_lightning() -> None:
         logger.setLevel(logging.WARNING)
     # Lightning 2.6 with torch 2.14: an internal class of torch's that it still asks for.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # What a resumed run goes on from lies there.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 
 
 def resolve_precision(precision: str, accelerator: str = "auto") -> str:

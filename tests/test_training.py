@@ -117,6 +117,7 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_bit_for_bit(tmp_path):
     done = train_process([*arguments, "resume=auto"])
     assert done.returncode == 0, done.stderr
     assert "resuming after epoch" in done.stderr
+    assert "is not empty" not in done.stderr
     assert len(read_results(tmp_path / "out")) == 1
     for name in ("adapter_model.safetensors", "head.safetensors"):
         resumed = safetensors.torch.load_file(tmp_path / "out/adapters/leaves/r2-s0" / name)
