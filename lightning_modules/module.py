@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from lightning_modules.backbone import hold_frozen_weights, set_fused_attention
 from lightning_modules.model import MultiTaskModel
@@ -33,6 +33,7 @@ class MultiTaskModule(L.LightningModule):
         weight_decay: decoupled decay of the heads (AdamW); 0 is plain Adam.
         b_weight_decay: the same of the adapter's B, which bounds the norm of its delta; A is not decayed.
         warmup: fraction of all steps over which the rates rise from 0; a half cosine leads them back to 0.
+        subsets: for some tasks, by name: bool (N,) over "index": which test examples get a score of their own.
         seed: with the epoch's number it seeds torch's generator, so that a resumed run draws what the first one drew.
     """
 
@@ -49,6 +50,7 @@ class MultiTaskModule(L.LightningModule):
         b_weight_decay: float = 0.0,
         warmup: float = 0.1,
         seed: int = 0,
+        subsets: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -59,6 +61,10 @@ class MultiTaskModule(L.LightningModule):
         stages = ("val", "test")
         self.stage_metrics = torch.nn.ModuleDict(
             {f"{stage}_{name}": task.metrics() for stage in stages for name, task in self.tasks.items()}
+        )
+        self.subsets = {name: dict((subsets or {}).get(name, {})) for name in self.tasks}
+        self.subset_metrics = torch.nn.ModuleDict(
+            {name: torch.nn.ModuleDict(task.subset_metrics(self.subsets[name])) for name, task in self.tasks.items()}
         )
 
     def setup(self, stage: str) -> None:
@@ -117,13 +123,28 @@ class MultiTaskModule(L.LightningModule):
             f"{stage}/{name}/loss", task.loss(output, batch["target"]),
             on_step=False, on_epoch=True, batch_size=len(output), add_dataloader_idx=False, sync_dist=True,
         )  # fmt: skip
-        self._metrics(stage, name).update(task.predict(output), batch["target"])
+        predicted = task.predict(output)
+        self._metrics(stage, name).update(predicted, batch["target"])
+        if stage == "test":
+            metrics = self._subset_metrics(name).values()
+            for mask, metric in zip(self.subsets[name].values(), metrics, strict=True):
+                rows = mask.to(output.device)[batch["index"]]
+                metric.update(predicted[rows], batch["target"][rows])
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
+        for name in self.tasks:
+            for metric, accumulated in self._subset_metrics(name).items():
+                self.log(f"test/{name}/{metric}", accumulated.compute())
+                accumulated.reset()
+
+    def _subset_metrics(self, name: str) -> dict[str, Metric]:
+        metrics = self.subset_metrics[name]
+        assert isinstance(metrics, torch.nn.ModuleDict)
+        return cast(dict[str, Metric], dict(metrics.items()))
 
     def _metrics(self, stage: str, name: str) -> MetricCollection:
         metrics = self.stage_metrics[f"{stage}_{name}"]

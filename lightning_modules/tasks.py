@@ -1,13 +1,14 @@
 """What a task is to the model: output shape, loss, metrics and which way each is better. No Lightning here."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanSquaredError, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from lightning_modules.metrics import NormalizedMeanError
+from lightning_modules.metrics import NormalizedMeanError, RootMeanSquaredError
 
 HIGHER_IS_BETTER = {
     "accuracy": True,
@@ -17,6 +18,12 @@ HIGHER_IS_BETTER = {
     "failure_rate": False,
     "auc": True,
 }
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether more is better, also of a metric in another unit or over a subset (``rmse_years``, ``nme_pose``)."""
+    (known,) = (name for name in HIGHER_IS_BETTER if metric == name or metric.startswith(f"{name}_"))
+    return HIGHER_IS_BETTER[known]
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Task:
         outputs: number of classes, 1, or twice the number of points.
         classes: class names in the order of the outputs.
         eye_corners: keypoints only: the two points whose distance normalises the error.
+        units: regression only: further units of the error, such as ``(("years", 10.0),)`` for a target in decades.
     """
 
     name: str
@@ -38,11 +46,12 @@ class Task:
     outputs: int
     classes: tuple[str, ...] | None = None
     eye_corners: tuple[int, int] | None = None
+    units: tuple[tuple[str, float], ...] = ()
 
     @property
     def mode(self) -> str:
         """``max`` or ``min``, the better direction of the metric."""
-        return "max" if HIGHER_IS_BETTER[self.metric] else "min"
+        return "max" if higher_is_better(self.metric) else "min"
 
     def shape(self, output: Tensor) -> Tensor:
         """(B, out) as the target comes: (B, classes), (B, 1) or (B, K, 2)."""
@@ -65,9 +74,14 @@ class Task:
                 }
             )
         if self.kind == "regression":
-            return MetricCollection({"rmse": MeanSquaredError(squared=False)})
+            units = [("rmse", 1.0), *((f"rmse_{unit}", factor) for unit, factor in self.units)]
+            return MetricCollection({name: RootMeanSquaredError(factor) for name, factor in units})
         reductions = ("nme", "failure_rate", "auc")
         return MetricCollection({name: NormalizedMeanError(self.eye_corners, name) for name in reductions})
+
+    def subset_metrics(self, names: Iterable[str]) -> dict[str, Metric]:
+        """For each subset ``<metric>_<name>``: a fresh copy of the task's own metric."""
+        return {f"{self.metric}_{name}": self.metrics()[self.metric] for name in names}
 
     def predict(self, output: Tensor) -> Tensor:
         """(B, out) -> class index (B,), number (B, 1) or points (B, K, 2) in float32."""

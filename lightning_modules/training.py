@@ -26,6 +26,7 @@ from lightning_modules.backbone import hold_frozen_weights
 from lightning_modules.building import (
     build_backbone,
     build_datamodule,
+    build_subsets,
     build_task,
     build_trainer,
     data_card,
@@ -90,7 +91,10 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
                 hold_frozen_weights(backbone, dtype)
             data = FeatureDataModule(backbone, images, config.feature_views, trainer.strategy.root_device, dtype)
             fitted = MultiTaskModel(nn.Identity(), {task.name: head})
-        module = MultiTaskModule(fitted, {task.name: task}, seed=config.seed, **config.optimizer.model_dump())
+        subsets = {task.name: build_subsets(config, images)}
+        module = MultiTaskModule(
+            fitted, {task.name: task}, seed=config.seed, subsets=subsets, **config.optimizer.model_dump()
+        )
         define_metrics(opened, module.tasks)
         epochs = fit(trainer, module, data, checkpoints)
         seconds = time.perf_counter() - begun

@@ -165,6 +165,8 @@ FAULTS = [
         "task.eye_corners=[1,2]",
         "task.eye_corners=[1,2]: only a keypoints task has points; this one is classification.",
     ),
+    ("task.units={years:10.0}", "task.units={years:10.0}: only a regression has units; this task is classification."),
+    ("task.units={years:0}", "task.units={years:0}: must be a mapping unit: factor, e.g. {years: 10.0}, or null"),
     (
         "trainer.max_epohcs=3",
         "trainer.max_epohcs=3: unknown argument of Lightning's Trainer. Did you mean 'max_epochs'?",

@@ -157,3 +157,17 @@ def test_learning_rate_rises_and_falls():
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert 0 < rates[0] <= 0.1
     assert rates[-1] < 0.01
+
+
+def test_subsets_are_scored_over_the_whole_test_set(tmp_path):
+    """Batches of 6 and masks that leave some batches without an example: no mean of batches would do."""
+    masks = {"late": torch.arange(16) >= 13, "some": torch.arange(16) % 3 == 0}
+    plain = module(AGE)
+    tested = MultiTaskModule(plain.model, {"age": AGE}, subsets={"age": masks})
+    (scores,) = trainer(tmp_path).test(tested, loader(AGE, batch=6), verbose=False)
+    data = Brightness("regression")
+    with torch.no_grad():
+        error = tested.model.eval()(data.images)["age"] - data.targets
+    for name, mask in masks.items():
+        assert scores[f"test/age/rmse_{name}"] == pytest.approx(float(error[mask].square().mean().sqrt()), rel=1e-4)
+    assert scores["test/age/rmse_late"] != pytest.approx(scores["test/age/rmse"], rel=1e-3)
