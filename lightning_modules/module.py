@@ -34,6 +34,8 @@ class MultiTaskModule(L.LightningModule):
         b_weight_decay: the same of the adapter's B, which bounds the norm of its delta; A is not decayed.
         warmup: fraction of all steps over which the rates rise from 0; a half cosine leads them back to 0.
         subsets: for some tasks, by name: bool (N,) over "index": which test examples get a score of their own.
+        constants: by stage and task, ``Task.constant_score``; given, ``<stage>/skill``, the mean of the tasks'
+            skills, is logged: the criterion by which several tasks choose a checkpoint.
         seed: with the epoch's number it seeds torch's generator, so that a resumed run draws what the first one drew.
     """
 
@@ -51,6 +53,7 @@ class MultiTaskModule(L.LightningModule):
         warmup: float = 0.1,
         seed: int = 0,
         subsets: Mapping[str, Mapping[str, Tensor]] | None = None,
+        constants: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -58,6 +61,7 @@ class MultiTaskModule(L.LightningModule):
         self.lr, self.head_lr = lr, head_lr
         self.weight_decay, self.b_weight_decay = weight_decay, b_weight_decay
         self.warmup, self.seed = warmup, seed
+        self.constants = constants or {}
         stages = ("val", "test")
         self.stage_metrics = torch.nn.ModuleDict(
             {f"{stage}_{name}": task.metrics() for stage in stages for name, task in self.tasks.items()}
@@ -152,11 +156,18 @@ class MultiTaskModule(L.LightningModule):
         return metrics
 
     def _log_metrics(self, stage: str) -> None:
+        skills = []
         for name, task in self.tasks.items():
             metrics = self._metrics(stage, name)
-            for metric, value in metrics.compute().items():
+            values = metrics.compute()
+            for metric, value in values.items():
                 self.log(f"{stage}/{name}/{metric}", value, prog_bar=metric == task.metric)
+            if stage in self.constants:
+                skills.append(task.skill(float(values[task.metric]), self.constants[stage][name]))
+                self.log(f"{stage}/{name}/skill", skills[-1])
             metrics.reset()
+        if skills:
+            self.log(f"{stage}/skill", sum(skills) / len(skills), prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         named = [(name, value) for name, value in self.model.backbone.named_parameters() if value.requires_grad]

@@ -79,6 +79,25 @@ class Task:
         reductions = ("nme", "failure_rate", "auc")
         return MetricCollection({name: NormalizedMeanError(self.eye_corners, name) for name in reductions})
 
+    def constant_score(self, train: Tensor, target: Tensor) -> float:
+        """What the metric gives for the same answer everywhere: the commonest class or the mean of ``train``.
+
+        Args:
+            train, target: (N,), (N, 1) or (N, K, 2), of the training set and of the set that is scored.
+        """
+        answer = train.mode().values if self.kind == "classification" else train.mean(0)
+        metric = self.metrics()[self.metric]
+        metric.update(answer.expand_as(target), target)
+        return float(metric.compute())
+
+    def skill(self, score: float, constant: float) -> float:
+        """The way from a constant answer's score (0) to a perfect one (1) that a score has gone; below 0 it is worse.
+
+        Of one kind for all tasks, whatever their unit and number of classes, and with no other training to refer to.
+        """
+        perfect = 1.0 if self.mode == "max" else 0.0
+        return (score - constant) / (perfect - constant) if perfect != constant else 0.0
+
     def subset_metrics(self, names: Iterable[str]) -> dict[str, Metric]:
         """For each subset ``<metric>_<name>``: a fresh copy of the task's own metric."""
         return {f"{self.metric}_{name}": self.metrics()[self.metric] for name in names}

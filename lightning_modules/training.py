@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from launch.files import atomic_folder
 from launch.progress import track
 from launch.provenance import provenance
 from launch.runs import Run
-from launch.schema import TrainConfig
+from launch.schema import TrainConfig, Training
 from lightning_modules.adapter import save_bundle
 from lightning_modules.backbone import hold_frozen_weights
 from lightning_modules.building import (
-    build_backbone,
+    build_adapted,
     build_datamodule,
     build_subsets,
     build_task,
@@ -34,7 +35,6 @@ from lightning_modules.building import (
 )
 from lightning_modules.callbacks import BEST, LAST
 from lightning_modules.features import FeatureDataModule
-from lightning_modules.lora import add_lora, init_seed, lora_config
 from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.module import AUTOCAST, MultiTaskModule
 from lightning_modules.tracking import define_metrics, log_bundle, log_summary, open_loggers
@@ -55,12 +55,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
     quiet_lightning()
     L.seed_everything(config.seed, workers=True, verbose=False)
     rank, checkpoints = config.lora.rank, run.path / "checkpoints"
-    backbone, backbone_card = build_backbone(config.backbone, Path(config.paths.outputs) / "cache")
-    lora = None
-    if rank > 0:
-        lora = lora_config(rank, config.lora.alpha, config.lora.targets, config.lora.dropout, config.lora.use_rslora)
-        start = init_seed(config.seed, config.name, config.lora.init_seed)
-        add_lora(backbone, lora, start, config.lora.train_a)
+    backbone, backbone_card, lora = build_adapted(config)
     parameters = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
     images = build_datamodule(config, source)
     images.prepare_data()
@@ -69,17 +64,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     center = None if images.target_mean is None else torch.tensor(images.target_mean)
     head = MLPHead(backbone.num_features, task.outputs, center)
-    loggers = open_loggers(
-        run.path,
-        run.name,
-        run.config,
-        run_id=run.hash,
-        group=run.group,
-        tags=[task.name, f"r{rank}"],
-        wandb=None if config.logger.wandb is None else config.logger.wandb.model_dump(),
-        tensorboard=config.logger.tensorboard,
-    )
-    with loggers as opened:
+    with run_loggers(run, config, [task.name, f"r{rank}"]) as opened:
         trainer = build_trainer(config, opened, checkpoints, f"val/{task.name}/{task.metric}", task.mode)
         begun = time.perf_counter()
         data: L.LightningDataModule = images
@@ -100,7 +85,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
         seconds = time.perf_counter() - begun
         best_epoch, validation = load_best(module, checkpoints / f"{BEST}.ckpt")
         (logged,) = trainer.test(module, datamodule=data, verbose=False)
-        metrics = _of_stage(logged, f"test/{task.name}/")
+        metrics = of_stage(logged, f"test/{task.name}/")
         result = {
             "task": {"name": task.name, "kind": task.kind, "metric": task.metric, "classes": task.classes},
             "data": data_card(images),
@@ -109,7 +94,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
             "metric": task.metric,
             "score": metrics[task.metric],
             "metrics": metrics,
-            "validation": _of_stage(validation, f"val/{task.name}/"),
+            "validation": of_stage(validation, f"val/{task.name}/"),
             "best_epoch": best_epoch,
             "epochs": epochs,
             "precision": str(trainer.precision),
@@ -131,7 +116,21 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
     return result
 
 
-def _of_stage(logged: Mapping[str, float], prefix: str) -> dict[str, float]:
+def run_loggers(run: Run, config: Training, tags: list[str]) -> AbstractContextManager[list[Logger]]:
+    """The loggers that a config asks for, in the run's folder."""
+    return open_loggers(
+        run.path,
+        run.name,
+        run.config,
+        run_id=run.hash,
+        group=run.group,
+        tags=tags,
+        wandb=None if config.logger.wandb is None else config.logger.wandb.model_dump(),
+        tensorboard=config.logger.tensorboard,
+    )
+
+
+def of_stage(logged: Mapping[str, float], prefix: str) -> dict[str, float]:
     return {name.removeprefix(prefix): float(value) for name, value in logged.items() if name.startswith(prefix)}
 
 
