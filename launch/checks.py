@@ -205,7 +205,8 @@ def one_process_a_job(trainer: dict[str, Any], multirun: bool) -> Iterator[str]:
         yield (
             f"trainer.devices={show(devices)}, trainer.strategy={strategy} in a sweep (-m): Lightning starts the other "
             "processes by repeating the whole command, so each would run the whole sweep. Use one device a job "
-            "(trainer=auto), several jobs at once (hydra/launcher=joblib), or run the jobs one by one without -m."
+            "(trainer=auto) and several jobs at once (hydra/launcher=processes or gpus), or run the jobs one by one "
+            "without -m."
         )
 
 

@@ -31,7 +31,7 @@ from lightning_modules.callbacks import BEST
 from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.module import MultiTaskModule
 from lightning_modules.tracking import define_metrics, log_bundle, log_summary
-from lightning_modules.training import fit, load_best, of_stage, run_loggers
+from lightning_modules.training import fit, load_best, log_pictures, of_stage, run_loggers
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +115,8 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
             result["bundle"] = str(publish_joint(run, config, model, lora, result))
             name = f"adapter-{config.name}-r{config.lora.rank}-s{config.seed}"
             log_bundle(opened, run.path / "adapter", name, {"score": result["score"]})
+            for name, task in tasks.items() if trainer.is_global_zero else ():
+                log_pictures(opened, run.path / "pictures" / name, task, module.answers[name], images[name])
         log_summary(opened, {f"best/{name}/{part['metric']}": part["score"] for name, part in parts.items()})
     shutil.rmtree(checkpoints, ignore_errors=True)
     scores = ", ".join(f"{name} {part['metric']} {part['score']:.4f}" for name, part in parts.items())

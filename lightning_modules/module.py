@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 
 from lightning_modules.backbone import hold_frozen_weights, set_fused_attention
+from lightning_modules.metrics import Collected
 from lightning_modules.model import MultiTaskModel
 from lightning_modules.tasks import Task
 
@@ -26,6 +27,10 @@ class MultiTaskModule(L.LightningModule):
 
     A batch is ``{task: {"image", "target", "index"}}``, as Lightning's ``CombinedLoader`` gives it, or the inner dict
     alone when there is one task. In evaluation each task has a dataloader of its own, in the order of ``tasks``.
+
+    Attributes:
+        answers: after a test, by task: outputs shaped as targets are (logits for classes), targets and "index" of the
+            whole set, on the CPU.
 
     Args:
         lr: peak learning rate of the adapter.
@@ -66,6 +71,8 @@ class MultiTaskModule(L.LightningModule):
         self.stage_metrics = torch.nn.ModuleDict(
             {f"{stage}_{name}": task.metrics() for stage in stages for name, task in self.tasks.items()}
         )
+        self.collected = torch.nn.ModuleDict({name: Collected() for name in self.tasks})
+        self.answers: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self.subsets = {name: dict((subsets or {}).get(name, {})) for name in self.tasks}
         self.subset_metrics = torch.nn.ModuleDict(
             {name: torch.nn.ModuleDict(task.subset_metrics(self.subsets[name])) for name, task in self.tasks.items()}
@@ -130,6 +137,9 @@ class MultiTaskModule(L.LightningModule):
         predicted = task.predict(output)
         self._metrics(stage, name).update(predicted, batch["target"])
         if stage == "test":
+            collected = self.collected[name]
+            assert isinstance(collected, Collected)
+            collected.update(task.shape(output), batch["target"], batch["index"])
             metrics = self._subset_metrics(name).values()
             for mask, metric in zip(self.subsets[name].values(), metrics, strict=True):
                 rows = mask.to(output.device)[batch["index"]]
@@ -141,6 +151,10 @@ class MultiTaskModule(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
         for name in self.tasks:
+            collected = self.collected[name]
+            assert isinstance(collected, Collected)
+            self.answers[name] = collected.compute()
+            collected.reset()
             for metric, accumulated in self._subset_metrics(name).items():
                 self.log(f"test/{name}/{metric}", accumulated.compute())
                 accumulated.reset()

@@ -94,6 +94,8 @@ def define_metrics(loggers: list[Logger], tasks: Mapping[str, Task]) -> None:
                 for metric in map(str, task.metrics()):
                     summary = "max" if higher_is_better(metric) else "min"
                     logger.experiment.define_metric(f"val/{name}/{metric}", summary=summary)
+            if len(tasks) > 1:
+                logger.experiment.define_metric("val/skill", summary="max")
 
 
 def log_summary(loggers: list[Logger], values: Mapping[str, float]) -> None:

@@ -37,7 +37,9 @@ from lightning_modules.callbacks import BEST, LAST
 from lightning_modules.features import FeatureDataModule
 from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.module import AUTOCAST, MultiTaskModule
-from lightning_modules.tracking import define_metrics, log_bundle, log_summary, open_loggers
+from lightning_modules.pictures import Answers, draw_pictures
+from lightning_modules.tasks import Task
+from lightning_modules.tracking import define_metrics, log_bundle, log_picture, log_summary, open_loggers
 from merging.grams import collect_grams
 
 log = logging.getLogger(__name__)
@@ -107,6 +109,8 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
                     grams = task_grams(model.backbone.to(device).eval(), images, config.gram_images, device)
             result["bundle"] = str(publish(run, config, model, lora, grams, result, opened))
+            if trainer.is_global_zero:
+                log_pictures(opened, run.path / "pictures", task, module.answers[task.name], images)
         log_summary(opened, {f"best/{name}": value for name, value in metrics.items()})
     shutil.rmtree(checkpoints, ignore_errors=True)
     scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
@@ -114,6 +118,16 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
     if "bundle" in result:
         log.info("Adapter and head: %s", result["bundle"])
     return result
+
+
+def log_pictures(
+    loggers: list[Logger], folder: Path, task: Task, answers: tuple[Tensor, Tensor, Tensor], data: ImageDataModule
+) -> None:
+    """Draws what the model said of the test set into ``folder`` and hands the pictures to the loggers."""
+    output, target, index = (part.numpy() for part in answers)
+    title = f"{task.name} on {data.source.name}"
+    for path in draw_pictures(folder, task, Answers(output, target, index), data.pictures, title):
+        log_picture(loggers, f"test/{task.name}/{path.stem}", path)
 
 
 def run_loggers(run: Run, config: Training, tags: list[str]) -> AbstractContextManager[list[Logger]]:

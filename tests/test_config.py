@@ -192,7 +192,7 @@ FAULTS = [
     ),
     ("seed=range(0,3)", "seed=range(0,3): several values make a sweep, which needs -m."),
     ("hydra.job.chdr=true", "hydra.job.chdr: unknown key. Did you mean 'chdir'?"),
-    ("hydra/launcher=jblib", "hydra/launcher=jblib: no such option. Did you mean 'joblib'? Known: basic, joblib"),
+    ("hydra/launcher=jblib", "hydra/launcher=jblib: no such option. Did you mean 'joblib'? Known: basic, cluster, "),
     ("paths.data=${paths.dta}", "paths.data: Interpolation key 'paths.dta' not found"),
     ("backbone.weights=hubb", "backbone.weights=hubb: no such file (looked in "),
     ("data._target_=os.system", "data._target_=os.system: no such data source of ours. Known: "),
