@@ -9,18 +9,23 @@ from typing import Any
 from launch import logs
 from launch.app import main
 from launch.runs import Run
-from launch.schema import TrainConfig
+from launch.schema import JointConfig, TrainConfig
 from launch.target import instantiate
 
 
-def job(config: TrainConfig, run: Run) -> dict[str, Any]:
+def job(config: TrainConfig | JointConfig, run: Run) -> dict[str, Any]:
     """Looks for the data before torch is imported, which takes longer than everything up to here."""
-    source = instantiate(config.data.source, config.data.arguments())
-    source.check()
+    singles = config.singles()
+    sources = {name: instantiate(one.data.source, one.data.arguments()) for name, one in singles.items()}
+    for source in sources.values():
+        source.check()
+    from lightning_modules.joint import train_joint
     from lightning_modules.training import train
 
     logs.take_over("lightning", "huggingface_hub")
-    return train(config, run, source)
+    if isinstance(config, JointConfig):
+        return train_joint(config, run, sources)
+    return train(config, run, sources[config.name])
 
 
 if __name__ == "__main__":

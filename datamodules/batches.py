@@ -110,7 +110,10 @@ class PictureBatches(Dataset[Batch]):
 
 
 class BatchOrder(DistributedSampler[Item]):
-    """Yields (epoch, batch number): device r of w takes the batches r, r + w, ...
+    """Yields (round, batch number): device r of w takes the batches r, r + w, ...; a round is once through the data.
+
+    An epoch is a round, or ``steps`` batches of rounds that follow one another, so that a small set beside larger
+    ones comes in a new order and with new augmentation each time. A function of the epoch alone, as resuming asks.
 
     A DistributedSampler, so that Lightning neither replaces it nor wraps it, and calls ``set_epoch``. Every
     device gets the same number of batches: a remainder is left out in training; with fewer batches than devices
@@ -121,15 +124,22 @@ class BatchOrder(DistributedSampler[Item]):
         super().__init__(batches, num_replicas=world_size, rank=rank, shuffle=False)
         self.count = len(cast(Sized, batches))
         self.epoch = epoch
+        self.steps: int | None = None
         self.skip = 0
 
-    def __len__(self) -> int:
+    @property
+    def round(self) -> int:
+        """Batches of this device in one round."""
         return max(1, self.count // self.num_replicas) if self.count else 0
+
+    def __len__(self) -> int:
+        return self.round if self.steps is None or not self.count else self.steps
 
     def __iter__(self) -> Iterator[Item]:
         skip, self.skip = self.skip, 0
         for step in range(skip, len(self)):
-            yield self.epoch, (step * self.num_replicas + self.rank) % self.count
+            number, place = divmod(self.epoch * len(self) + step, self.round)
+            yield number, (place * self.num_replicas + self.rank) % self.count
 
 
 class TrainLoader(DataLoader[Batch]):

@@ -184,6 +184,14 @@ class ImageDataModule(L.LightningDataModule):
         bounds = eval_bounds(len(rows), self.batch_size, self._world()[0])
         return self._loader(DataLoader, PictureBatches(self._pixels, rows, self._targets[rows], rows, bounds), 0)
 
+    def targets(self, split: str) -> torch.Tensor:
+        """Targets of a split's examples, in the table's order, as batches have them."""
+        return torch.from_numpy(self._targets[self._rows(split)])
+
+    def pictures(self, rows: np.ndarray) -> np.ndarray:
+        """uint8 (n, S, S, 3) of some rows of the table, as the model sees them without augmentation."""
+        return np.asarray(np.load(self._pixels, mmap_mode="r", allow_pickle=False)[rows])
+
     def val_dataloader(self) -> DataLoader[Batch]:
         return self.plain_dataloader("val")
 

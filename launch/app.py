@@ -1,5 +1,6 @@
 """The way from a command line to jobs: check everything, then run one job or a sweep, and exit with the truth."""
 
+import functools
 import logging
 import os
 import sys
@@ -67,7 +68,8 @@ def _run(script: str, schema: type[Any], job: Any, conf: Path, keeps_run: bool, 
     if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
         return _let_hydra(script, conf, arguments, arguments.overrides)
     conf = Path(arguments.config_path).absolute() if arguments.config_path else conf
-    composer = Composer(script, conf, arguments.config_dir, arguments.config_name)
+    made = functools.partial(Composer, script, conf, arguments.config_dir, arguments.config_name)
+    composer = made()
     overrides = composer.quoted(arguments.overrides)
     multirun = arguments.multirun or "hydra.mode=MULTIRUN" in overrides
     if multirun and not any(text.startswith("hydra/sweeper=") for text in overrides):
@@ -85,7 +87,7 @@ def _run(script: str, schema: type[Any], job: Any, conf: Path, keeps_run: bool, 
 
     from launch import jobs  # what only running needs, a fault in the command should not wait for
 
-    called = jobs.Script(script, schema, job, tuple(_called(arguments)), keeps_run)
+    called = jobs.Script(script, schema, job, tuple(_called(arguments)), made, keeps_run)
     if multirun:
         return jobs.run_sweep(called, composer, overrides, config)
     return jobs.run_single(called, composer, overrides).code

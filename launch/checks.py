@@ -86,6 +86,12 @@ def flip(kind: str, order: list[int] | None, augment: dict[str, Any] | None) -> 
         yield f"task.flip_index={show(order)}: must hold each number from 0 once, in pairs (flipping twice is nothing)."
 
 
+def units(kind: str, wanted: dict[str, float] | None) -> Iterator[str]:
+    """Only numbers have units."""
+    if wanted is not None and kind != "regression":
+        yield f"task.units={show(wanted)}: only a regression has units; this task is {kind}."
+
+
 def classes(kind: str, wanted: list[str] | dict[str, list[str]] | None) -> Iterator[str]:
     """Classes are for classification; each old class goes to one new class."""
     if wanted is None:
@@ -199,7 +205,8 @@ def one_process_a_job(trainer: dict[str, Any], multirun: bool) -> Iterator[str]:
         yield (
             f"trainer.devices={show(devices)}, trainer.strategy={strategy} in a sweep (-m): Lightning starts the other "
             "processes by repeating the whole command, so each would run the whole sweep. Use one device a job "
-            "(trainer=auto), several jobs at once (hydra/launcher=joblib), or run the jobs one by one without -m."
+            "(trainer=auto) and several jobs at once (hydra/launcher=processes or gpus), or run the jobs one by one "
+            "without -m."
         )
 
 

@@ -252,7 +252,8 @@ class Composer:
             # Hydra names the file that holds the default, not the recipe that overrides it
             recipes = [recipe for recipe, content in self._recipes(choices) if _chooses(content, name)]
             place = recipes[0] if recipes else place
-            return f"{place}.yaml: {group or 'config'}={name}: no such option.{nearest(name, options)}{listed}"
+            way = _launcher_way(name) if group == "hydra/launcher" else ""
+            return f"{place}.yaml: {group or 'config'}={name}: no such option.{nearest(name, options)}{listed}{way}"
         lines = [line for line in text.splitlines() if line and "To append to your config" not in line]
         cause = error.__cause__
         more = f" {str(cause).splitlines()[0]}" if isinstance(cause, OmegaConfBaseException) and str(cause) else ""
@@ -310,4 +311,4 @@ def _parser_text(text: str, error: HydraException) -> str:
 
 
 def _launcher_way(name: str) -> str:
-    return f" Others are packages: pip install hydra-{name.replace('_', '-')}-launcher."
+    return f" Others are packages: pip install hydra-{name.partition('_')[0]}-launcher."

@@ -1,14 +1,14 @@
 """A whole command checked at once, in plain words, before anything heavy is imported."""
 
+from collections.abc import Callable
 from typing import Any
 
-from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from omegaconf import DictConfig
 from pydantic import BaseModel, ValidationError
 
-from launch.compose import COMPOSE_ERRORS, Command, Composer
-from launch.errors import nearest
+from launch.compose import Command, Composer
+from launch.joint import expand, is_joint
+from launch.values import apply_override, to_plain
 from launch.words import in_words, missing
 
 
@@ -30,11 +30,12 @@ def find_faults(
         if config is None:
             continue
         for override in values:
-            _apply(config, override, faults)
+            apply_override(config, override, faults)
+        form, config = variant(schema, config), _expanded(composer, schema, choices, values, config, faults)
         given = (*choices, *(override.input_line or "" for override in values))
         other = [text for text, first in zip(given, before, strict=True) if text != first] if before else []
         before = before or given
-        for key, text in config_faults(config, schema, multirun, complete).items():
+        for key, text in config_faults(config, form, multirun, complete).items():
             if text in seen:
                 continue
             seen.add(text)
@@ -45,14 +46,48 @@ def find_faults(
     return list(dict.fromkeys(faults))
 
 
-def first_config(composer: Composer, command: Command) -> dict[str, Any]:
-    """Plain config of a command without faults; of a sweep, its first job's."""
+def first_config(composer: Composer, command: Command, schema: type[Any] | None = None) -> dict[str, Any]:
+    """Plain config of a command without faults; of a sweep, its first job's.
+
+    Args:
+        schema: given, the tasks of ``task=joint`` are filled in.
+    """
     choices, values = next(composer.points(command))
     config = composer.compose(choices, [])
     assert config is not None
     for override in values:
-        _apply(config, override, [])
-    return to_plain(config)[0]
+        apply_override(config, override, [])
+    return to_plain(_expanded(composer, schema, choices, values, config, []))[0]
+
+
+def job_config(
+    composer: Callable[[], Composer], schema: type[Any], overrides: list[str], config: DictConfig
+) -> tuple[Any, DictConfig]:
+    """Schema and config of one job of a command that was found good, as Hydra composed it.
+
+    Args:
+        composer: makes one; only called for ``task=joint``.
+        overrides: of the job, as Hydra took them.
+    """
+    form = variant(schema, config)
+    if form is not schema:
+        maker = composer()
+        choices, values = next(maker.points(maker.parse(overrides, multirun=False)))
+        config = expand(maker, choices, values, config, [])
+    return form, config
+
+
+def variant(schema: type[Any], config: DictConfig) -> type[Any]:
+    """The schema that a config is held against: another one where it is of several tasks."""
+    return getattr(schema, "joint", schema) if is_joint(config) else schema
+
+
+def _expanded(
+    composer: Composer, schema: type[Any] | None, choices: Any, values: Any, config: DictConfig, faults: list[str]
+) -> DictConfig:
+    if schema is None or variant(schema, config) is schema:
+        return config
+    return expand(composer, choices, values, config, faults)
 
 
 def validated(config: DictConfig, schema: type[Any]) -> Any:
@@ -82,61 +117,6 @@ def config_faults(
             if not any(_touches(name, other) for other in [*faults, *absent]):
                 faults[name] = text
     return faults if complete else {key: text for key, text in faults.items() if " is missing:" not in text}
-
-
-def to_plain(config: DictConfig) -> tuple[dict[str, Any], dict[str, str], dict[str, bool]]:
-    """A composed config as plain values, without Hydra's part.
-
-    Returns:
-        The plain dict; faults of interpolations by key; the keys left out, with True where the value itself is missing
-        (``???``) and False where it refers to a missing one.
-    """
-    faults: dict[str, str] = {}
-    absent: dict[str, bool] = {}
-
-    def values(node: Any, key: Any, full: str) -> list[Any]:
-        if OmegaConf.is_missing(node, key):
-            absent[full] = True
-            return []
-        try:
-            value = node[key]
-        except InterpolationToMissingValueError:
-            absent[full] = False
-            return []
-        except (OmegaConfBaseException, RecursionError) as error:
-            faults[full] = f"{full}: {(str(error).splitlines() or ['it refers to itself'])[0]}."
-            return []
-        return [plain(value, full)]
-
-    def plain(node: Any, prefix: str) -> Any:
-        if isinstance(node, ListConfig):
-            return [value for place in range(len(node)) for value in values(node, place, f"{prefix}[{place}]")]
-        if not isinstance(node, DictConfig):
-            return node
-        keys = [key for key in node if prefix or key != "hydra"]
-        found = {str(key): values(node, key, f"{prefix}{'.' if prefix else ''}{key!s}") for key in keys}
-        return {key: value[0] for key, value in found.items() if value}
-
-    return plain(config, ""), faults, absent
-
-
-def _apply(config: DictConfig, override: Override, faults: list[str]) -> None:
-    key, value = override.key_or_group, override.value()
-    try:
-        if override.package is not None:
-            faults.append(f"{override.input_line}: {key} is not a group of options, so it takes no '@'.")
-        elif override.is_delete():
-            parent, _, last = key.rpartition(".")
-            node = OmegaConf.select(config, parent) if parent else config
-            names = [str(name) for name in node] if isinstance(node, DictConfig) else []
-            if last in names and isinstance(node, DictConfig):
-                del node[last]
-            else:
-                faults.append(f"~{key}: there is no such key to delete.{nearest(last, names)}")
-        else:
-            OmegaConf.update(config, key, value, merge=True, force_add=True)
-    except COMPOSE_ERRORS as error:
-        faults.append(f"{override.input_line}: {(str(error).splitlines() or ['cannot be set'])[0]}.")
 
 
 def _touches(key: str, other: str) -> bool:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from launch import logs, sweep
 from launch.compose import Composer
-from launch.config import config_faults, validated
+from launch.config import config_faults, job_config, validated
 from launch.errors import UserError
 from launch.files import write_json
 from launch.perform import EXIT_COMMAND, EXIT_DONE, EXIT_FAILED, Outcome, perform
@@ -35,6 +35,7 @@ class Script:
     schema: type[Any]
     job: Callable[[Any, Run], dict[str, Any]]
     command: tuple[str, ...]  # how it was called, up to the overrides
+    composer: Callable[[], Composer]
     keeps_run: bool = True
 
 
@@ -131,12 +132,13 @@ def _run_config(script: Script, place: Place | None, config: DictConfig) -> Outc
 
 
 def _perform(script: Script, sweep_name: str | None, config: DictConfig, command: list[str]) -> Outcome:
-    faults = config_faults(config, script.schema, multirun=sweep_name is not None)
+    schema, config = job_config(script.composer, script.schema, list(HydraConfig.get().overrides.task), config)
+    faults = config_faults(config, schema, multirun=sweep_name is not None)
     if faults:  # a combination of values that only this job of the sweep has
         for text in faults.values():
             log.error("%s", text)
         return Outcome("failed", EXIT_COMMAND, Path(), error=" ".join(faults.values()))
-    model = validated(config, script.schema)
+    model = validated(config, schema)
     plain = model.model_dump(mode="json", by_alias=True)
     run = describe_run(script.name, model.title, plain, sweep_name, script.keeps_run)
     return perform(run, functools.partial(script.job, model), command)

@@ -4,10 +4,12 @@
 its keys has a fault of its own, so that one command reports everything that is wrong with it.
 """
 
+import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from launch import checks
 
@@ -61,6 +63,12 @@ class Task(Strict):
     )
     flip_index: list[Annotated[int, Field(ge=0)]] | None = Field(
         default=None, description="each point's number after a horizontal flip, [i,j,...], or null (no flip)"
+    )
+    units: dict[Name, Annotated[float, Field(gt=0)]] | None = Field(
+        default=None, description="a mapping unit: factor, e.g. {years: 10.0}, or null (the target's own unit only)"
+    )
+    subsets: list[Name] | None = Field(
+        default=None, description="a list of columns of the records that hold 0 and 1, or null (none)"
     )
 
 
@@ -156,12 +164,10 @@ class Paths(Strict):
     data: Text = Field(description="a folder")
 
 
-class TrainConfig(Strict):
-    """Config of ``train.py``."""
+class Training(Strict):
+    """What ``train.py`` is told whether it learns one task or several."""
 
     name: Name = Field(description="a name of a-z, 0-9 and _")
-    task: Task
-    data: Data
     backbone: Backbone
     lora: Lora
     optimizer: Optimizer
@@ -179,18 +185,97 @@ class TrainConfig(Strict):
     sweep: Sweep
     paths: Paths
 
+    @property
+    def title(self) -> str:
+        """The readable part of the run's name."""
+        return f"{self.name}-r{self.lora.rank}-s{self.seed}"
+
+
+TRAINING_CHECKS: tuple[Check, ...] = (
+    (("lora.targets",), checks.targets),
+    (("backbone.weights",), checks.weights),
+    (("trainer",), checks.trainer_arguments),
+    (("trainer", "hydra.multirun"), checks.one_process_a_job),
+)
+TASK_CHECKS: tuple[Check, ...] = (
+    (("task.kind", "task.metric"), checks.metric_of_kind),
+    (("task.kind", "task.eye_corners"), checks.eye_corners),
+    (("task.kind", "task.flip_index", "task.augment"), checks.flip),
+    (("task.kind", "task.units"), checks.units),
+    (("task.kind", "data.classes"), checks.classes),
+    (("data.val_fraction", "data.test_fraction"), checks.fractions),
+    (("data",), checks.source_arguments),
+)
+
+
+class Joint(Strict):
+    """What several tasks learned together have in common."""
+
+    name: Name | None = Field(description="a name of a-z, 0-9 and _, or null (joint_ and the tasks' names)")
+    kind: Literal["joint"] = Field(description="joint")
+    epochs: Annotated[int, Field(ge=1)] | None = Field(description="a number of epochs, 1 or more, or null")
+
+
+class Member(Strict):
+    """One of several tasks."""
+
+    task: Task
+    data: Data
+
+
+def _member_faults(members: dict[str, Any] | None) -> Iterator[str]:
+    for name, member in (members or {}).items():
+        try:
+            Member.model_validate(member)
+        except ValidationError:
+            continue  # told field by field
+        for keys, check in TASK_CHECKS:
+            values = [functools.reduce(lambda node, part: node.get(part), key.split("."), member) for key in keys]
+            for text in check(*values):
+                yield re.sub(r"\b(task|data)\.(?=\w)", rf"members.{name}.\1.", text)
+
+
+def _several(tasks: list[str]) -> Iterator[str]:
+    if len(set(tasks)) < max(2, len(tasks)):
+        yield f"tasks={checks.show(tasks)}: must be two or more, each once."
+
+
+def _something_shared(rank: int) -> Iterator[str]:
+    if rank == 0:
+        yield "lora.rank=0: heads alone have nothing in common; train them one by one, without task=joint."
+
+
+class JointConfig(Training):
+    """Config of ``train.py task=joint``; ``members`` is filled in by ``launch.joint``."""
+
+    task: Joint
+    tasks: list[Name] = Field(description="a list of two or more tasks, e.g. [age_class,galaxy]")
+    members: dict[str, Member] = Field(description="a mapping of tasks, e.g. {galaxy: {data: {size: 3000}}}")
+
     checks: ClassVar[tuple[Check, ...]] = (
-        (("task.kind", "task.metric"), checks.metric_of_kind),
-        (("task.kind", "task.eye_corners"), checks.eye_corners),
-        (("task.kind", "task.flip_index", "task.augment"), checks.flip),
-        (("task.kind", "data.classes"), checks.classes),
-        (("data.val_fraction", "data.test_fraction"), checks.fractions),
-        (("lora.targets",), checks.targets),
-        (("backbone.weights",), checks.weights),
-        (("data",), checks.source_arguments),
-        (("trainer",), checks.trainer_arguments),
-        (("trainer", "hydra.multirun"), checks.one_process_a_job),
+        (("tasks",), _several),
+        (("members",), _member_faults),
+        (("lora.rank",), _something_shared),
+        *TRAINING_CHECKS,
     )
+
+    def singles(self) -> dict[str, "TrainConfig"]:
+        """The config of each task as if it were trained alone, by name."""
+        shared = self.model_dump(by_alias=True, exclude={"task", "tasks", "members"})
+        return {
+            name: TrainConfig.model_validate(shared | {"name": name} | member.model_dump(by_alias=True))
+            for name, member in self.members.items()
+        }
+
+
+class TrainConfig(Training):
+    """Config of ``train.py``."""
+
+    task: Task
+    data: Data
+
+    checks: ClassVar[tuple[Check, ...]] = (*TASK_CHECKS, *TRAINING_CHECKS)
+    joint: ClassVar[type[JointConfig]] = JointConfig
 
     @model_validator(mode="after")
     def _name_of_generic_task(self) -> "TrainConfig":
@@ -198,7 +283,6 @@ class TrainConfig(Strict):
             self.task.name = self.name
         return self
 
-    @property
-    def title(self) -> str:
-        """The readable part of the run's name."""
-        return f"{self.name}-r{self.lora.rank}-s{self.seed}"
+    def singles(self) -> dict[str, "TrainConfig"]:
+        """Itself, by name; see ``JointConfig.singles``."""
+        return {self.name: self}

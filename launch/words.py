@@ -83,13 +83,12 @@ def described(schema: type[BaseModel], key: str) -> str:
 def field_path(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The part of a location that names fields; the rest are list items and members of unions."""
     path: list[str] = []
-    model: type[BaseModel] | None = schema
+    annotation: Any = schema
     for part in location:
-        if model is None or not isinstance(part, str):
+        if not isinstance(part, str) or (_model(annotation) is None and _mapped(annotation) is None):
             break
         path.append(part)
-        field = dict(_fields(model)).get(part)
-        model = _model(field.annotation) if field else None
+        annotation = _below(annotation, part)
     return path
 
 
@@ -101,11 +100,10 @@ def find_field(schema: type[BaseModel], path: list[str]) -> FieldInfo | None:
 
 def section(schema: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
     """The model that holds the fields below a path."""
-    model: type[BaseModel] | None = schema
+    annotation: Any = schema
     for part in path:
-        field = dict(_fields(model)).get(part)
-        model = _model(field.annotation) if field else None
-    return model
+        annotation = _below(annotation, part)
+    return _model(annotation)
 
 
 def all_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -124,6 +122,20 @@ def _fields(model: type[BaseModel] | None) -> list[tuple[str, FieldInfo]]:
 def _model(annotation: Any) -> type[BaseModel] | None:
     members = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     return next((item for item in members if isinstance(item, type) and issubclass(item, BaseModel)), None)
+
+
+def _mapped(annotation: Any) -> type[BaseModel] | None:
+    """The model that a mapping from names holds."""
+    arguments = typing.get_args(annotation)
+    return _model(arguments[1]) if typing.get_origin(annotation) is dict else None
+
+
+def _below(annotation: Any, part: str) -> Any:
+    """The annotation of a model's field, or of a mapping's values."""
+    if (mapped := _mapped(annotation)) is not None:
+        return mapped
+    field = dict(_fields(_model(annotation))).get(part)
+    return field.annotation if field else None
 
 
 def _options(annotation: Any) -> list[str]:

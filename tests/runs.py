@@ -14,12 +14,12 @@ from PIL import Image
 
 from launch.app import CONF
 from launch.compose import Composer
-from launch.config import first_config
+from launch.config import find_faults, first_config
 from launch.runs import Run, describe_run, prepare
-from launch.schema import TrainConfig
-from launch.target import instantiate
+from launch.schema import JointConfig, TrainConfig
 from lightning_modules.backbone import create_backbone
 from tests.conftest import SIZE, TINY
+from train import job
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -81,17 +81,17 @@ def leaves(tmp_path: Path, *more: str) -> list[str]:
     return overrides(tmp_path, *task, *more)
 
 
-def train_here(arguments: list[str]) -> tuple[dict[str, Any], Run]:
-    """Trains in this process, without the launch layer's bookkeeping."""
-    from lightning_modules.training import train
-
-    composer = Composer("train", CONF)
+def train_here(arguments: list[str], conf: Path | None = None) -> tuple[dict[str, Any], Run]:
+    """Trains in this process, without the launch layer's bookkeeping; ``conf`` is a ``--config-dir``."""
+    composer = Composer("train", CONF, None if conf is None else str(conf))
     command = composer.parse(arguments, multirun=False)
-    assert not command.faults
-    config = TrainConfig.model_validate(first_config(composer, command))
+    assert not find_faults(composer, TrainConfig, command, multirun=False)
+    plain = first_config(composer, command, TrainConfig)
+    schema = JointConfig if "members" in plain else TrainConfig
+    config = schema.model_validate(plain)
     run = describe_run("train", config.title, config.model_dump(mode="json", by_alias=True))
     prepare(run)
-    return train(config, run, instantiate(config.data.source, config.data.arguments())), run
+    return job(config, run), run
 
 
 def train_command(arguments: list[str]) -> list[str]:

@@ -185,6 +185,8 @@ FAULTS = [
         "task.eye_corners=[1,2]",
         "task.eye_corners=[1,2]: only a keypoints task has points; this one is classification.",
     ),
+    ("task.units={years:10.0}", "task.units={years:10.0}: only a regression has units; this task is classification."),
+    ("task.units={years:0}", "task.units={years:0}: must be a mapping unit: factor, e.g. {years: 10.0}, or null"),
     (
         "trainer.max_epohcs=3",
         "trainer.max_epohcs=3: unknown argument of Lightning's Trainer. Did you mean 'max_epochs'?",
@@ -211,7 +213,7 @@ FAULTS = [
     ),
     ("seed=range(0,3)", "seed=range(0,3): several values make a sweep, which needs -m."),
     ("hydra.job.chdr=true", "hydra.job.chdr: unknown key. Did you mean 'chdir'?"),
-    ("hydra/launcher=jblib", "hydra/launcher=jblib: no such option. Did you mean 'joblib'? Known: basic, joblib"),
+    ("hydra/launcher=jblib", "hydra/launcher=jblib: no such option. Did you mean 'joblib'? Known: basic, cluster, "),
     ("paths.data=${paths.dta}", "paths.data: Interpolation key 'paths.dta' not found"),
     ("backbone.weights=hubb", "backbone.weights=hubb: no such file (looked in "),
     ("data._target_=os.system", "data._target_=os.system: no such data source of ours. Known: "),

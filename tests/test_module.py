@@ -167,3 +167,17 @@ def test_the_bar_counts_epochs_as_the_log_does(most, text):
     bar = Bar()
     bar._trainer = SimpleNamespace(max_epochs=most)
     assert bar._get_train_description(2) == text
+
+
+def test_subsets_are_scored_over_the_whole_test_set(tmp_path):
+    """Batches of 6 and masks that leave some batches without an example: no mean of batches would do."""
+    masks = {"late": torch.arange(16) >= 13, "some": torch.arange(16) % 3 == 0}
+    plain = module(AGE)
+    tested = MultiTaskModule(plain.model, {"age": AGE}, subsets={"age": masks})
+    (scores,) = trainer(tmp_path).test(tested, loader(AGE, batch=6), verbose=False)
+    data = Brightness("regression")
+    with torch.no_grad():
+        error = tested.model.eval()(data.images)["age"] - data.targets
+    for name, mask in masks.items():
+        assert scores[f"test/age/rmse_{name}"] == pytest.approx(float(error[mask].square().mean().sqrt()), rel=1e-4)
+    assert scores["test/age/rmse_late"] != pytest.approx(scores["test/age/rmse"], rel=1e-3)

@@ -16,6 +16,7 @@ from launch.runs import Run, claim, content_hash, describe_run, read_result, set
 
 CONFIG = {
     "name": "leaves",
+    "task": {"kind": "regression"},
     "seed": 3,
     "lora": {"rank": 8},
     "data": {"root": "x", "batch_size": 64, "num_workers": "auto"},
@@ -85,6 +86,7 @@ def test_while_it_runs_the_state_is_running(describe):
         ("resume", "restart", True),
         ("sweep", {"name": "x"}, True),
         ("data", {"root": "x", "batch_size": 64, "num_workers": 3}, True),
+        ("task", {"kind": "regression", "units": {"years": 10.0}, "subsets": None}, True),
         ("trainer", {"devices": [2], "accelerator": "cpu", "max_epochs": 2, "enable_progress_bar": False}, True),
         ("trainer", {"devices": 2, "accelerator": "auto", "max_epochs": 2}, False),
         ("trainer", {"devices": 1, "accelerator": "auto", "max_epochs": 3}, False),

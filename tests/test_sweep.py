@@ -1,6 +1,7 @@
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,22 @@ def test_a_failed_job_stops_nothing_and_a_second_call_does_the_rest(command, tmp
     assert code == 0, err
     assert states(attempts(tmp_path)[1]) == ["skipped", "done", "skipped"]
     assert folder.parent == attempts(tmp_path)[1].parent, "the same sweep keeps its name"
+
+
+def test_a_sweep_that_was_killed_goes_on_where_it_stopped(command, tmp_path):
+    """SIGKILL in the second of three jobs: the first is not done again, the second goes on, the third is begun."""
+    code, _, _ = command("name=first,kill,last")
+    assert code == -signal.SIGKILL
+    done = [path.parent.name for path in (tmp_path / "outputs" / "runs").glob("*/result.json")]
+    assert [name.split("-")[1] for name in done] == ["first"]
+    code, _, err = command("name=first,kill,last")
+    assert code == 0, err
+    assert states(attempts(tmp_path)[1]) == ["skipped", "done", "done"]
+    resumed = {}
+    for path in (tmp_path / "outputs" / "runs").glob("*/result.json"):
+        result = json.loads(path.read_text())
+        resumed[result["name"]] = result["resumed"]
+    assert resumed == {"first": False, "kill": True, "last": False}
 
 
 def test_joblib_spreads_the_jobs_over_processes(command, tmp_path):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lightning_modules.metrics import NormalizedMeanError
-from lightning_modules.tasks import HIGHER_IS_BETTER, Task
+from lightning_modules.tasks import HIGHER_IS_BETTER, Task, higher_is_better
 
 
 def points(count, seed=0):
@@ -83,3 +83,17 @@ def test_losses_are_float32_whatever_the_output():
     task = Task("leaves", "classification", "accuracy", 3)
     loss = task.loss(torch.randn(2, 3, dtype=torch.bfloat16), torch.tensor([0, 2]))
     assert loss.dtype == torch.float32
+
+
+def test_rmse_in_further_units():
+    values = Task("age", "regression", "rmse", 1, units=(("years", 10.0),)).metrics()
+    values.update(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [1.0]]))
+    assert {name: float(value) for name, value in values.compute().items()} == pytest.approx(
+        {"rmse": 0.5**0.5, "rmse_years": 10 * 0.5**0.5}
+    )
+    assert set(Task("days", "regression", "rmse", 1).metrics()) == {"rmse"}
+
+
+@pytest.mark.parametrize(("metric", "higher"), [("rmse_years", False), ("nme_pose", False), ("accuracy_blur", True)])
+def test_a_metric_of_a_subset_or_unit_has_the_direction_of_its_own(metric, higher):
+    assert higher_is_better(metric) is higher

@@ -1,0 +1,146 @@
+"""One training run of several tasks: one adapter for all, a head for each. What merging is measured against."""
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from peft import LoraConfig
+
+from datamodules.base import Source
+from datamodules.joint import JointDataModule
+from launch.files import atomic_folder
+from launch.provenance import provenance
+from launch.runs import Run
+from launch.schema import JointConfig
+from lightning_modules.adapter import save_bundle
+from lightning_modules.building import (
+    build_adapted,
+    build_datamodule,
+    build_subsets,
+    build_task,
+    build_trainer,
+    data_card,
+    quiet_lightning,
+)
+from lightning_modules.callbacks import BEST
+from lightning_modules.model import MLPHead, MultiTaskModel
+from lightning_modules.module import MultiTaskModule
+from lightning_modules.tracking import define_metrics, log_bundle, log_summary
+from lightning_modules.training import fit, load_best, log_pictures, of_stage, run_loggers
+
+log = logging.getLogger(__name__)
+
+
+def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) -> dict[str, Any]:
+    """Trains, tests and saves one adapter with a head for each task; resumes as ``training.train`` does.
+
+    Data, splits and metrics of each task are those of its single run. The best epoch is the one of the highest mean
+    ``Task.skill`` on the validation sets.
+
+    Args:
+        sources: by task.
+
+    Returns:
+        The content of ``result.json``; ``tasks`` has for each what a single run's has at its top.
+    """
+    started = time.perf_counter()
+    quiet_lightning()
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    checkpoints, singles = run.path / "checkpoints", config.singles()
+    backbone, backbone_card, lora = build_adapted(config)
+    parameters = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
+    images, tasks, heads = {}, {}, {}
+    for name, single in singles.items():
+        images[name] = build_datamodule(single, sources[name])
+        images[name].prepare_data()
+        images[name].setup()
+        tasks[name] = build_task(single, images[name])
+        torch.manual_seed(config.seed)  # each head starts as it does alone
+        mean = images[name].target_mean
+        heads[name] = MLPHead(backbone.num_features, tasks[name].outputs, None if mean is None else torch.tensor(mean))
+    constants = {
+        stage: {
+            name: task.constant_score(images[name].targets("train"), images[name].targets(stage))
+            for name, task in tasks.items()
+        }
+        for stage in ("val", "test")
+    }
+    with run_loggers(run, config, [*tasks, "joint", f"r{config.lora.rank}"]) as opened:
+        trainer = build_trainer(config, opened, checkpoints, "val/skill", "max")
+        begun = time.perf_counter()
+        model, data = MultiTaskModel(backbone, heads), JointDataModule(images)
+        module = MultiTaskModule(
+            model,
+            tasks,
+            seed=config.seed,
+            subsets={name: build_subsets(single, images[name]) for name, single in singles.items()},
+            constants=constants,
+            **config.optimizer.model_dump(),
+        )
+        define_metrics(opened, tasks)
+        epochs = fit(trainer, module, data, checkpoints)
+        seconds = time.perf_counter() - begun
+        best_epoch, validation = load_best(module, checkpoints / f"{BEST}.ckpt")
+        loaders = trainer.test(module, datamodule=data, verbose=False)
+        logged = {key: value for loader in loaders for key, value in loader.items()}
+        parts: dict[str, dict[str, Any]] = {
+            name: {
+                "task": {"name": name, "kind": task.kind, "metric": task.metric, "classes": task.classes},
+                "data": data_card(images[name]),
+                "metric": task.metric,
+                "score": logged[f"test/{name}/{task.metric}"],
+                "metrics": of_stage(logged, f"test/{name}/"),
+                "validation": of_stage(validation, f"val/{name}/"),
+                "constant": constants["test"][name],
+            }
+            for name, task in tasks.items()
+        }
+        result = {
+            "tasks": parts,
+            "backbone": backbone_card,
+            "lora": config.lora.model_dump() | {"parameters": parameters},
+            "metric": "skill",
+            "score": float(logged["test/skill"]),
+            "best_epoch": best_epoch,
+            "epochs": epochs,
+            "precision": str(trainer.precision),
+            "seconds": {"fit": seconds, "total": time.perf_counter() - started},
+        }
+        if not config.trainer.get("fast_dev_run"):
+            result["bundle"] = str(publish_joint(run, config, model, lora, result))
+            name = f"adapter-{config.name}-r{config.lora.rank}-s{config.seed}"
+            log_bundle(opened, run.path / "adapter", name, {"score": result["score"]})
+            for name, task in tasks.items() if trainer.is_global_zero else ():
+                log_pictures(opened, run.path / "pictures" / name, task, module.answers[name], images[name])
+        log_summary(opened, {f"best/{name}/{part['metric']}": part["score"] for name, part in parts.items()})
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    scores = ", ".join(f"{name} {part['metric']} {part['score']:.4f}" for name, part in parts.items())
+    log.info("%s, rank %d: test %s (epoch %s of %d)", config.name, config.lora.rank, scores, best_epoch, epochs)
+    return result
+
+
+def publish_joint(
+    run: Run, config: JointConfig, model: MultiTaskModel, lora: LoraConfig | None, result: dict[str, Any]
+) -> Path:
+    """Writes a bundle for each task, all with the same adapter, into the run and under ``adapters/<name>/``.
+
+    Each is loaded as a single task's; all appear together or not at all, so that no head stands beside another
+    training's adapter. They hold no Grams: such an adapter is not meant to be merged.
+    """
+    kept = run.path / "adapter"
+    shared = {key: result[key] for key in ("backbone", "lora")} | {
+        "seed": config.seed, "run": run.name, "config_hash": run.hash, "provenance": provenance(),
+        "joint": list(result["tasks"]),
+    }  # fmt: skip
+    for name, single in config.singles().items():
+        plain = single.model_dump(mode="json", by_alias=True)
+        save_bundle(kept / name, model, name, lora, shared | result["tasks"][name] | {"config": plain})
+    newest = Path(config.paths.outputs) / "adapters" / config.name / f"r{config.lora.rank}-s{config.seed}"
+    with atomic_folder(newest) as folder:
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
+    return newest

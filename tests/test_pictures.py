@@ -1,0 +1,125 @@
+"""Pictures of a run: right numbers in them, readable files, the worst ones in front."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from lightning_modules.metrics import Collected
+from lightning_modules.pictures import (
+    Answers,
+    class_scores,
+    confusion,
+    draw_examples,
+    draw_pictures,
+    draw_scatter,
+    example_errors,
+)
+from lightning_modules.tasks import Task
+
+GALAXIES = Task("galaxy", "classification", "macro_f1", 3, ("Barred Spiral", "Edge-on", "Round"))
+AGE = Task("age", "regression", "rmse", 1)
+FACE = Task("face", "keypoints", "nme", 10, eye_corners=(0, 4))
+
+
+def answers(task, count=60):
+    rng = np.random.default_rng(0)
+    if task.kind == "classification":
+        target = rng.integers(0, task.outputs, count)
+        output = 2 * np.eye(task.outputs)[target] + rng.normal(0, 1.5, (count, task.outputs))
+    elif task.kind == "regression":
+        target = rng.uniform(0, 9, (count, 1))
+        output = target + rng.normal(0, 1, target.shape)
+    else:
+        target = rng.uniform(0.2, 0.8, (count, task.outputs // 2, 2))
+        output = target + rng.normal(0, 0.02, target.shape)
+    return Answers(
+        output.astype(np.float32), target if target.ndim == 1 else target.astype(np.float32), np.arange(count) + 5
+    )
+
+
+def images(rows):
+    return np.stack([np.full((16, 16, 3), row, np.uint8) for row in rows])
+
+
+@pytest.mark.parametrize("task", [GALAXIES, AGE, FACE], ids=lambda task: task.kind)
+def test_every_kind_has_its_pictures(tmp_path, task):
+    paths = draw_pictures(tmp_path, task, answers(task), images, "drawn")
+    own = {"classification": {"confusion", "classes"}, "regression": {"scatter"}, "keypoints": {"landmarks"}}
+    assert {path.stem for path in paths} == own[task.kind] | {"worst"}
+    for path in paths:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 200
+            assert len(picture.convert("RGB").getcolors(2**24) or []) > 50
+
+
+def test_errors_are_those_of_the_loss_and_of_the_metric():
+    found = answers(GALAXIES)
+    loss = torch.nn.functional.cross_entropy(
+        torch.from_numpy(found.output), torch.from_numpy(found.target), reduction="none"
+    )
+    np.testing.assert_allclose(example_errors(GALAXIES, found), loss, rtol=1e-4)
+    found = answers(FACE)
+    metrics = FACE.metrics()
+    metrics.update(torch.from_numpy(found.output), torch.from_numpy(found.target))
+    assert example_errors(FACE, found).mean() == pytest.approx(float(metrics.compute()["nme"]), rel=1e-5)
+    found = answers(AGE)
+    np.testing.assert_allclose(example_errors(AGE, found), np.abs(found.output - found.target)[:, 0], rtol=1e-6)
+
+
+def test_class_scores_by_hand(tmp_path):
+    said, target = np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 2])
+    counts = confusion(said, target, 3)
+    assert counts.tolist() == [[1, 0, 0], [1, 2, 0], [0, 1, 0]]
+    scores = class_scores(counts, ["a", "b", "c"])
+    assert scores["recall"].tolist() == pytest.approx([1, 2 / 3, 0])
+    assert scores["precision"].tolist() == pytest.approx([1 / 2, 2 / 3, 0])
+    assert scores["f1"].tolist() == pytest.approx([2 / 3, 2 / 3, 0])
+
+
+def test_tables_beside_the_pictures_agree_with_the_metrics(tmp_path):
+    found = answers(GALAXIES)
+    draw_pictures(tmp_path, GALAXIES, found, images, "drawn")
+    metrics = GALAXIES.metrics()
+    metrics.update(torch.from_numpy(found.output).argmax(1), torch.from_numpy(found.target))
+    expected = {name: float(value) for name, value in metrics.compute().items()}
+    assert pd.read_csv(tmp_path / "classes.csv")["f1"].mean() == pytest.approx(expected["macro_f1"])
+    counts = pd.read_csv(tmp_path / "confusion.csv", index_col=0).to_numpy()
+    assert counts.trace() / counts.sum() == pytest.approx(expected["accuracy"])
+
+
+@pytest.mark.parametrize("task", [GALAXIES, AGE, FACE], ids=lambda task: task.kind)
+def test_the_worst_are_shown_with_their_own_picture(tmp_path, task, monkeypatch):
+    found, asked = answers(task), []
+    errors = example_errors(task, found)
+    draw_pictures(tmp_path, task, found, lambda rows: asked.append(rows) or images(rows), "drawn")
+    assert asked[-1].tolist() == (np.argsort(-errors)[:24] + 5).tolist()
+    with Image.open(tmp_path / "worst.png") as picture:
+        colours = {colour for count, colour in picture.convert("RGB").getcolors(2**24) if count > 1000}
+    assert {(row, row, row) for row in asked[-1].tolist()} <= colours
+
+
+def test_dots_lie_on_their_points():
+    """A point in the middle of a pixel is drawn in the middle of that pixel."""
+    found = Answers(np.full((1, 5, 2), 0.5, np.float32), np.full((1, 5, 2), 2.5 / 16, np.float32), np.array([0]))
+    figure = draw_examples(FACE, found, np.array([1.0]), images, np.array([0]), "x")
+    lines = {str(line.get_color()): line.get_xydata() for line in figure.axes[0].lines if line.get_marker() == "o"}
+    assert np.allclose(lines["#0072B2"], 2.0)
+    assert np.allclose(lines["#E69F00"], 7.5)
+
+
+def test_many_points_become_a_density():
+    rng = np.random.default_rng(0)
+    target = rng.uniform(0, 9, 4000)
+    figure = draw_scatter(target, target + 0.1, "x")
+    assert figure.axes[0].collections
+    assert "RMSE 0.100, mean error +0.100, 4,000 examples" in figure.axes[0].get_title()
+
+
+def test_collected_answers_are_in_order_and_once():
+    collected = Collected()
+    collected.update(torch.tensor([[3.0], [1.0]]), torch.tensor([30, 10]), torch.tensor([3, 1]))
+    collected.update(torch.tensor([[2.0], [1.0]]), torch.tensor([20, 10]), torch.tensor([2, 1]))
+    output, target, index = collected.compute()
+    assert (output[:, 0].tolist(), target.tolist(), index.tolist()) == ([1, 2, 3], [10, 20, 30], [1, 2, 3])
