@@ -7,16 +7,8 @@ from torch import Tensor
 from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
+from launch.checks import HIGHER_IS_BETTER
 from lightning_modules.metrics import NormalizedMeanError
-
-HIGHER_IS_BETTER = {
-    "accuracy": True,
-    "macro_f1": True,
-    "rmse": False,
-    "nme": False,
-    "failure_rate": False,
-    "auc": True,
-}
 
 
 @dataclass(frozen=True)

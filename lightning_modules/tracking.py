@@ -2,38 +2,18 @@
 
 import contextlib
 import logging
-import netrc
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from launch.account import wandb_mode
+from launch.checks import HIGHER_IS_BETTER
 from launch.errors import UserError
-from lightning_modules.tasks import HIGHER_IS_BETTER, Task
+from lightning_modules.tasks import Task
 
 log = logging.getLogger(__name__)
-WANDB_HOST = "api.wandb.ai"
-
-
-def wandb_mode(wanted: str = "auto") -> str:
-    """``online`` when asked for or logged in, else ``offline``; never leads to a prompt.
-
-    WANDB_MODE decides before everything else, as everywhere in W&B.
-    """
-    if "WANDB_MODE" in os.environ:
-        return os.environ["WANDB_MODE"]
-    if wanted != "auto":
-        return wanted
-    if os.environ.get("WANDB_API_KEY"):
-        return "online"
-    host = os.environ.get("WANDB_BASE_URL", f"https://{WANDB_HOST}").split("//")[-1].strip("/")
-    try:
-        logged_in = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        logged_in = False
-    return "online" if logged_in else "offline"
 
 
 @contextlib.contextmanager

@@ -7,10 +7,11 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
+from launch.account import wandb_mode
 from launch.errors import UserError
 from lightning_modules import tracking
 from lightning_modules.tasks import Task
-from lightning_modules.tracking import define_metrics, log_bundle, log_summary, open_loggers, wandb_mode
+from lightning_modules.tracking import define_metrics, log_bundle, log_summary, open_loggers
 
 WANDB = {"project": "test", "entity": None, "mode": "offline"}
 
