@@ -90,6 +90,29 @@ def log_picture(loggers: list[Logger], name: str, path: Path) -> None:
             logger.log_image(name, [str(path)])
 
 
+def log_table(
+    loggers: list[Logger], name: str, rows: list[dict[str, Any]], pictures: Mapping[str, Path] | None = None
+) -> None:
+    """Logs rows as a W&B table, once, at the end; columns are those of all rows, what a row lacks stays empty.
+
+    Args:
+        pictures: column to the folder that its file names lie in; they become pictures.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and rows:
+            import wandb as wandb_sdk
+
+            def cell(row: dict[str, Any], column: str) -> Any:
+                value = row.get(column)
+                if pictures and column in pictures and value is not None:
+                    return wandb_sdk.Image(str(pictures[column] / value))
+                return str(value) if isinstance(value, list) else value
+
+            data = [[cell(row, column) for column in columns] for row in rows]
+            logger.experiment.log({name: wandb_sdk.Table(columns=[*columns], data=data)})
+
+
 def log_bundle(loggers: list[Logger], folder: Path, name: str, metadata: Mapping[str, Any]) -> None:
     """Logs a folder as a W&B artifact of type adapter; offline it is kept for the next ``wandb sync``."""
     for logger in loggers:

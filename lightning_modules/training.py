@@ -32,11 +32,12 @@ from lightning_modules.building import (
     quiet_lightning,
 )
 from lightning_modules.callbacks import BEST, LAST
+from lightning_modules.examples import save_examples
 from lightning_modules.features import FeatureDataModule
 from lightning_modules.lora import add_lora, init_seed, lora_config
 from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.module import AUTOCAST, MultiTaskModule
-from lightning_modules.tracking import define_metrics, log_bundle, log_summary, open_loggers
+from lightning_modules.tracking import define_metrics, log_bundle, log_summary, log_table, open_loggers
 from merging.grams import collect_grams
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,11 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
                     grams = task_grams(model.backbone.to(device).eval(), images, config.gram_images, device)
             result["bundle"] = str(publish(run, config, model, lora, grams, result, opened))
+            if run.is_main:
+                device, pictures = trainer.strategy.root_device, run.path / "examples"
+                with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                    answers = save_examples(pictures, model, images, task, device)
+                log_table(opened, f"examples/{task.name}", answers, {"image": pictures})
         log_summary(opened, {f"best/{name}": value for name, value in metrics.items()})
     shutil.rmtree(checkpoints, ignore_errors=True)
     scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
