@@ -13,8 +13,6 @@ from reporting.curves import read_curves
 from reporting.examples import read_examples
 from reporting.rows import MERGE_DEMANDED, TRAIN_DEMANDED, Collected, Row, RowError, merge_row, train_rows
 
-SAME = 1e-9  # a committed CSV repeats what a run folder says to the last digit or two
-
 
 def collect(folders: list[Path]) -> Collected:
     """Reads every ``runs/*/result.json`` and ``*.csv`` of the folders, in order; a row is taken once.
@@ -23,7 +21,7 @@ def collect(folders: list[Path]) -> Collected:
         UserError: a folder does not exist.
     """
     found = Collected()
-    seen: dict[tuple[Any, ...], float] = {}
+    seen: set[tuple[Any, ...]] = set()
     for folder in folders:
         if not folder.is_dir():
             siblings = [str(path) for path in folder.parent.glob("*") if path.is_dir()]
@@ -39,7 +37,7 @@ def collect(folders: list[Path]) -> Collected:
     return found
 
 
-def _add_run(found: Collected, run: Path, seen: dict[tuple[Any, ...], float]) -> None:
+def _add_run(found: Collected, run: Path, seen: set[tuple[Any, ...]]) -> None:
     file = run / "result.json"
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -110,7 +108,7 @@ def _not_done(run: Path) -> str:
     return f"not done: {state}{error}; again: {command}"
 
 
-def _add_csv(found: Collected, file: Path, seen: dict[tuple[Any, ...], float]) -> None:
+def _add_csv(found: Collected, file: Path, seen: set[tuple[Any, ...]]) -> None:
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
@@ -139,18 +137,17 @@ def _add_csv(found: Collected, file: Path, seen: dict[tuple[Any, ...], float]) -
     _take(found, rows, kind, number, str(file), seen)
 
 
-def _take(
-    found: Collected, rows: list[Row], kind: str, origin: int, file: str, seen: dict[tuple[Any, ...], float]
-) -> None:
-    """Adds rows, except those that an earlier source holds with the same score."""
-    target, again, mine = (found.merges if kind == "merge" else found.trains), 0, {}
+def _take(found: Collected, rows: list[Row], kind: str, origin: int, file: str, seen: set[tuple[Any, ...]]) -> None:
+    """Adds rows, except those that an earlier source holds with the same score (to what a CSV keeps of it)."""
+    target = found.merges if kind == "merge" else found.trains
+    mine: set[tuple[Any, ...]] = set()
+    again = 0
     for row in rows:
-        key = _key(kind, row)
-        before = seen.get((*key, round(row["score"], 6)))
-        if before is not None and abs(before - row["score"]) <= max(SAME, 1e-6 * abs(row["score"])):
+        key = (*_key(kind, row), f"{row['score']:.6g}")
+        if key in seen:
             again += 1
             continue
-        mine[(*key, round(row["score"], 6))] = row["score"]
+        mine.add(key)
         target.append({**row, "origin": origin})
     seen |= mine
     if again:
