@@ -8,6 +8,12 @@ from typing import Any
 MAX_POINTS = 120  # of one curve: more than a figure can show
 
 
+def backbone_name(result: dict[str, Any]) -> str:
+    """Name and image size, as merge rows have it: vit_base_patch16_224@224."""
+    card = result["backbone"]
+    return f"{card['name']}@{card['image_size']}" if card.get("image_size") else str(card["name"])
+
+
 def read_curves(run: Path, result: dict[str, Any], origin: int) -> list[dict[str, Any]]:
     """The task's metric by epoch, from all attempts of the run; a later attempt wins.
 
@@ -34,7 +40,7 @@ def read_curves(run: Path, result: dict[str, Any], origin: int) -> list[dict[str
     return [
         {
             "task": task, "metric": metric, "rank": result["lora"]["rank"], "seed": result["seed"],
-            "data": result["data"]["name"], "backbone": result["backbone"]["name"], "origin": origin,
+            "data": result["data"]["name"], "backbone": backbone_name(result), "origin": origin,
             "best": result.get("best_epoch"), "points": [[epoch, round(values[epoch], 6)] for epoch in kept],
         }
     ]  # fmt: skip

@@ -172,7 +172,7 @@ def training(curves: list[dict[str, Any]]) -> Figure | None:
             xs, ys = zip(*item["points"], strict=True)
             axis.plot(xs, ys, color=COLORS[ranks.index(item["rank"]) % len(COLORS)], linewidth=1, label=label)
         axis.set(title=task, xlabel="epoch", ylabel=metric)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="lower right")
     return figure
 
 

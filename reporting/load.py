@@ -9,9 +9,9 @@ import yaml  # type: ignore[import-untyped]
 
 from launch.errors import UserError, nearest
 from launch.runs import SCHEMA_VERSION
-from reporting.curves import read_curves
+from reporting.curves import backbone_name, read_curves
 from reporting.examples import read_examples
-from reporting.rows import MERGE_DEMANDED, TRAIN_DEMANDED, Collected, Row, RowError, merge_row, train_rows
+from reporting.rows import MERGE_DEMANDED, TRAIN_DEMANDED, Collected, Row, RowError, merge_row, merge_rows, train_rows
 
 
 def collect(folders: list[Path]) -> Collected:
@@ -54,7 +54,7 @@ def _add_run(found: Collected, run: Path, seen: set[tuple[Any, ...]]) -> None:
     try:
         given = _rows_of_result(result)
         kind = result["what"]
-        rows = [row for item in given for row in ([merge_row(item)] if kind == "merge" else train_rows(item))]
+        rows = [row for item in given for row in (merge_rows(item) if kind == "merge" else train_rows(item))]
     except (RowError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else _one_line(error)
         found.left_out.append((str(file), f"a {result['what']} result of an unknown layout: {reason}"))
@@ -71,7 +71,7 @@ def _rows_of_result(result: dict[str, Any]) -> list[dict[str, Any]]:
     if result["what"] == "merge":
         return list(result["rows"])
     row = {
-        "data": result["data"]["name"], "backbone": result["backbone"]["name"], "task": result["task"]["name"],
+        "data": result["data"]["name"], "backbone": backbone_name(result), "task": result["task"]["name"],
         "rank": result["lora"]["rank"], "seed": result["seed"], "metric": result["metric"], "score": result["score"],
         "epochs": result.get("epochs"), "seconds": (result.get("seconds") or {}).get("fit"),
     }  # fmt: skip
@@ -92,6 +92,11 @@ def _foreign(result: Any) -> str | None:
         return f"schema {version} is of a newer version of this project, which reads {SCHEMA_VERSION}: update"
     if result["what"] not in ("train", "merge"):
         return f"a {result['what']} run holds no scores"
+    if result.get("split", "test") != "test":
+        return f"scored on the {result['split']} split; a report holds test scores"
+    rows = result.get("rows")
+    if isinstance(rows, list) and rows and all(isinstance(row, dict) and "score" not in row for row in rows):
+        return "advice: predictions without measured scores"
     return None
 
 

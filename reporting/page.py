@@ -83,7 +83,7 @@ def _columns(rows: list[Row], wanted: Iterable[str]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> Any:
-    return float(f"{value:.8g}") if isinstance(value, float) else value
+    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def _short_configs(origins: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

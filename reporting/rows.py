@@ -18,7 +18,7 @@ MERGE_DEMANDED = ("data", "backbone", "set", "method", "rank", "seed", "task", "
 MERGE_FURTHER = ("init_seed", "predicted", "low", "high", "flops")  # only some merges know them
 TRAIN_COLUMNS = ("data", "backbone", "task", "rank", "seed", "metric", "score", "primary", "epochs", "seconds")
 TRAIN_DEMANDED = ("data", "backbone", "task", "rank", "seed", "metric", "score")
-INTEGERS = ("rank", "seed", "images", "init_seed", "epochs")
+INTEGERS = ("rank", "seed", "images", "epochs")
 NUMBERS = ("score", "single", "head_only", "retention", "seconds", "predicted", "low", "high", "flops")
 ALONE, STUDY_METHOD = "alone", "cat"  # what the study calls concatenation
 Row = dict[str, Any]
@@ -67,10 +67,28 @@ def merge_row(given: Mapping[str, Any]) -> Row:
         raise RowError(f"task={row['task']} is no member of set={row['set']}")
     row["set"], row["tasks"] = "+".join(sorted(members)), len(members)
     row["realign"] = row["realign"] or "none"
+    if row.get("init_seed") is not None:  # one per member where they differ
+        seeds = row["init_seed"]
+        row["init_seed"] = "+".join(map(str, seeds)) if isinstance(seeds, list) else str(seeds)
     if row["retention"] is None and row["single"] and row["score"]:
         higher = higher_is_better(row["metric"])
         row["retention"] = row["score"] / row["single"] if higher else row["single"] / row["score"]
     return row
+
+
+def merge_rows(given: Mapping[str, Any]) -> Iterator[Row]:
+    """The row itself, and one for each other metric in ``scores``; how the adapter alone did there is not known.
+
+    Raises:
+        RowError: as ``merge_row``.
+    """
+    scores = given.get("scores")
+    row = merge_row({name: value for name, value in given.items() if name != "scores"})
+    yield row
+    for name, score in scores.items() if isinstance(scores, dict) else ():
+        if name in HIGHER_IS_BETTER and name != row["metric"]:
+            unknown = dict.fromkeys(("single", "head_only", "retention", "predicted", "low", "high"))
+            yield {**row, **unknown, "metric": name, "score": _number(name, score)}
 
 
 def train_rows(given: Mapping[str, Any]) -> Iterator[Row]:

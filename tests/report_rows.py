@@ -17,7 +17,7 @@ TASKS = {
     "firerisk": ("accuracy", 0.75), "galaxy": ("accuracy", 0.8), "landmarks": ("nme", 8.4),
 }  # fmt: skip
 METHODS = {"cat": 0.05, "ties": 0.08, "gram": 0.02, "svd": 0.06}
-BACKBONE = "vit_tiny_patch16_224"
+BACKBONE, SIZE = "vit_tiny_patch16_224", 112
 
 
 def merge_rows(count: int | None = None, methods: dict[str, float] = METHODS, seed: int = 0) -> list[dict[str, Any]]:
@@ -35,7 +35,7 @@ def merge_rows(count: int | None = None, methods: dict[str, float] = METHODS, se
             predicted = retention + float(rng.normal(0, 0.03))
             rows.append(
                 {
-                    "data": f"drawn_{task}", "backbone": BACKBONE, "set": "+".join(members), "method": method,
+                    "data": f"drawn_{task}", "backbone": f"{BACKBONE}@{SIZE}", "set": "+".join(members), "method": method,
                     "realign": "linear" if method == "gram" and rank == 64 else "none", "rank": rank,
                     "seed": run_seed, "task": task, "metric": metric, "score": score, "single": alone,
                     "head_only": alone * 0.8, "retention": retention, "images": 0 if method != "gram" else 256,
@@ -74,7 +74,7 @@ def write_train_run(outputs: Path, task: str, rank: int, seed: int = 0, epochs: 
     result = _common("train", name, digest, seed) | {
         "task": {"name": task, "kind": "classification", "metric": metric, "classes": ["a", "b"]},
         "data": {"name": f"drawn_{task}", "fingerprint": "d" * 64, "counts": {"train": 100}},
-        "backbone": {"name": BACKBONE, "image_size": 112, "fingerprint": "b" * 64},
+        "backbone": {"name": BACKBONE, "image_size": SIZE, "fingerprint": "b" * 64},
         "lora": {"rank": rank, "alpha": None, "parameters": rank * 1000}, "metric": metric, "score": score,
         "metrics": metrics, "epochs": epochs, "best_epoch": epochs, "seconds": {"fit": 12.5, "total": 20.0},
     }  # fmt: skip
@@ -92,12 +92,12 @@ def write_train_run(outputs: Path, task: str, rank: int, seed: int = 0, epochs: 
     return run
 
 
-def write_merge_run(outputs: Path, rows: list[dict[str, Any]], digest: str = "0123456789") -> Path:
+def write_merge_run(outputs: Path, rows: list[dict[str, Any]], digest: str = "0123456789", **more: Any) -> Path:
     """A finished run folder of a merge, with two example pictures."""
     name = f"merge-pairs-{digest}"
     run = outputs / "runs" / name
     (run / "examples").mkdir(parents=True)
-    result = _common("merge", name, digest, 0) | {"rows": rows}
+    result = _common("merge", name, digest, 0) | {"rows": rows} | more
     (run / "result.json").write_text(json.dumps(result), encoding="utf-8")
     (run / "config.yaml").write_text(yaml.safe_dump({"merge": {"method": "cat"}, "seed": 0}), encoding="utf-8")
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)

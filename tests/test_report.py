@@ -112,6 +112,25 @@ def test_retention_is_worked_out_when_it_is_missing():
         list(train_rows(row | {"metric": "rmse", "score": 1.0, "rank": "1.5"}))
 
 
+def test_a_merges_other_metrics_are_rows_of_their_own(tmp_path):
+    row = merge_rows(1)[0] | {"scores": {"accuracy": 0.7, "macro_f1": 0.6, "loss": 1.0}, "init_seed": [0, 1]}
+    write_merge_run(tmp_path, [row])
+    write_merge_run(tmp_path, [row], digest="9999999999", split="val")
+    found = collect([tmp_path])
+    assert [(item["metric"], item["retention"], item["init_seed"]) for item in found.merges] == [
+        ("accuracy", row["retention"], "0+1"),
+        ("macro_f1", None, "0+1"),
+    ]
+    assert found.merges[1]["score"] == 0.6
+    write_merge_run(tmp_path, [{"task": "galaxy", "predicted": 0.9}], digest="8888888888")
+    assert [why for _, why in collect([tmp_path]).left_out] == [
+        "advice: predictions without measured scores",
+        "scored on the val split; a report holds test scores",
+    ]
+    ((_, reason),) = found.left_out
+    assert reason == "scored on the val split; a report holds test scores"
+
+
 def test_the_studys_numbers_are_all_in_the_tables(tmp_path):
     tables = study_tables(collect([tmp_path]))
     assert [table.name for table in tables] == ["I", "II", "III", "IV", "V", "VI", "VII", "VIII"]
@@ -132,7 +151,7 @@ def test_ours_stand_beside_the_studys(tmp_path):
     write_merge_run(tmp_path, rows)
     tables = {table.name: table for table in study_tables(collect([tmp_path]))}
     (line,) = [row for row in tables["I"].rows if row[0].text == "galaxy" and row[1].text == "accuracy"]
-    assert [cell.text for cell in line[2:6]] == ["drawn_galaxy", "vit_tiny_patch16_224", "79.1", "81.0 ± 1.4 (2)"]
+    assert [cell.text for cell in line[2:6]] == ["drawn_galaxy", "vit_tiny_patch16_224@112", "79.1", "81.0 ± 1.4 (2)"]
     assert len(line[5].rows) == 2
     (line,) = [row for row in tables["VII"].rows if row[0].text == "with age_class"]
     assert [cell.text for cell in line] == [
