@@ -35,8 +35,8 @@ def merge_rows(count: int | None = None, methods: dict[str, float] = METHODS, se
             predicted = retention + float(rng.normal(0, 0.03))
             rows.append(
                 {
-                    "data": f"drawn_{task}", "backbone": f"{BACKBONE}@{SIZE}", "set": "+".join(members), "method": method,
-                    "realign": "linear" if method == "gram" and rank == 64 else "none", "rank": rank,
+                    "data": f"drawn_{task}", "backbone": f"{BACKBONE}@{SIZE}", "set": "+".join(members),
+                    "method": method, "realign": "linear" if method == "gram" and rank == 64 else "none", "rank": rank,
                     "seed": run_seed, "task": task, "metric": metric, "score": score, "single": alone,
                     "head_only": alone * 0.8, "retention": retention, "images": 0 if method != "gram" else 256,
                     "seconds": seconds, "predicted": predicted, "low": predicted - 0.06, "high": predicted + 0.06,
