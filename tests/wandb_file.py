@@ -31,12 +31,12 @@ def read_records(folder: Path) -> tuple[Path, list[Any]]:
 
 
 def history(records: list[Any]) -> dict[str, list[Any]]:
-    """Every value that was logged, by key, in order."""
+    """Every value that was logged, by key, in order; pictures and tables as dicts."""
     values: dict[str, list[Any]] = {}
     for record in records:
         if record.HasField("history"):
-            for item in record.history.item:
-                values.setdefault(item.key or "/".join(item.nested_key), []).append(json.loads(item.value_json))
+            for key, value in _items(record.history.item).items():
+                values.setdefault(key, []).append(value)
     return values
 
 
@@ -45,8 +45,20 @@ def summary(records: list[Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for record in records:
         if record.HasField("summary"):
-            for item in record.summary.update:
-                values[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+            values |= _items(record.summary.update)
+    return values
+
+
+def _items(items: Any) -> dict[str, Any]:
+    """A record's items; those of a nested value come one by one, under one first key."""
+    values: dict[str, Any] = {}
+    for item in items:
+        first, *rest = [item.key] if item.key else item.nested_key
+        value = json.loads(item.value_json)
+        if rest:
+            values.setdefault(first, {})["/".join(rest)] = value
+        else:
+            values[first] = value
     return values
 
 
