@@ -85,6 +85,7 @@ def run_sweep(script: Script, composer: Composer, overrides: list[str], config: 
     if not other_sweeper:
         own.append("hydra.sweeper.params=null")  # written out in the overrides already
     labels = [] if other_sweeper else _labels(script, place, columns)
+    sweep.write_plan(folder, labels)
     log.info("Sweep %s: %s jobs, records in %s", name, len(labels) or "?", folder)
     code = died = 0
     try:

@@ -1,8 +1,9 @@
 """Sweeps: a folder for each, a record for each job, and the table at the end.
 
-``<outputs>/sweeps/<name>/<attempt>/`` holds ``<job>.json`` for each job that was started, ``summary.json`` with all of
-them, and Hydra's ``multirun.yaml``. The name comes from the command, so that the same sweep keeps its name when it is
-started again; the attempt is the first number that is free, so that two at once do not meet.
+``<outputs>/sweeps/<name>/<attempt>/`` holds ``plan.json`` with all jobs to come, ``<job>.json`` for each job that was
+started, ``summary.json`` with all of them, and Hydra's ``multirun.yaml``. The name comes from the command, so that the
+same sweep keeps its name when it is started again; the attempt is the first number that is free, so that two at once
+do not meet.
 """
 
 import hashlib
@@ -70,6 +71,19 @@ def new_attempt(outputs: Path, name: str) -> Path:
 def write_record(folder: Path, record: Record) -> None:
     """Writes ``<folder>/<job>.json``; read back by ``read_records``, also from other processes."""
     write_json(folder / f"{record.job:04d}.json", asdict(record))
+
+
+def write_plan(folder: Path, labels: list[tuple[str, list[str]]]) -> None:
+    """Writes ``<folder>/plan.json``: every job that is to come, for whoever watches."""
+    write_json(folder / "plan.json", [{"label": label, "command": command} for label, command in labels])
+
+
+def read_plan(folder: Path) -> list[tuple[str, list[str]]]:
+    """Label and command of each job, in order; empty where nobody knew them beforehand."""
+    file = folder / "plan.json"
+    if not file.exists():
+        return []
+    return [(job["label"], job["command"]) for job in json.loads(file.read_text(encoding="utf-8"))]
 
 
 def read_records(folder: Path) -> list[Record]:

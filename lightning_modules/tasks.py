@@ -8,16 +8,8 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
+from launch.checks import HIGHER_IS_BETTER
 from lightning_modules.metrics import NormalizedMeanError, RootMeanSquaredError
-
-HIGHER_IS_BETTER = {
-    "accuracy": True,
-    "macro_f1": True,
-    "rmse": False,
-    "nme": False,
-    "failure_rate": False,
-    "auc": True,
-}
 
 
 def higher_is_better(metric: str) -> bool:

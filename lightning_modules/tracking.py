@@ -2,38 +2,17 @@
 
 import contextlib
 import logging
-import netrc
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from launch.account import wandb_mode
 from launch.errors import UserError
 from lightning_modules.tasks import Task, higher_is_better
 
 log = logging.getLogger(__name__)
-WANDB_HOST = "api.wandb.ai"
-
-
-def wandb_mode(wanted: str = "auto") -> str:
-    """``online`` when asked for or logged in, else ``offline``; never leads to a prompt.
-
-    WANDB_MODE decides before everything else, as everywhere in W&B.
-    """
-    if "WANDB_MODE" in os.environ:
-        return os.environ["WANDB_MODE"]
-    if wanted != "auto":
-        return wanted
-    if os.environ.get("WANDB_API_KEY"):
-        return "online"
-    host = os.environ.get("WANDB_BASE_URL", f"https://{WANDB_HOST}").split("//")[-1].strip("/")
-    try:
-        logged_in = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        logged_in = False
-    return "online" if logged_in else "offline"
 
 
 @contextlib.contextmanager
@@ -105,20 +84,34 @@ def log_summary(loggers: list[Logger], values: Mapping[str, float]) -> None:
             logger.experiment.summary.update(dict(values))
 
 
-def log_table(loggers: list[Logger], name: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Logs rows as a W&B table."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_table(
-                name, columns=list(columns), data=[[row.get(column) for column in columns] for row in rows]
-            )
-
-
 def log_picture(loggers: list[Logger], name: str, path: Path) -> None:
     """Logs a picture file to W&B."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(name, [str(path)])
+
+
+def log_table(
+    loggers: list[Logger], name: str, rows: list[dict[str, Any]], pictures: Mapping[str, Path] | None = None
+) -> None:
+    """Logs rows as a W&B table, once, at the end; columns are those of all rows, what a row lacks stays empty.
+
+    Args:
+        pictures: column to the folder that its file names lie in; they become pictures.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and rows:
+            import wandb as wandb_sdk
+
+            def cell(row: dict[str, Any], column: str) -> Any:
+                value = row.get(column)
+                if pictures and column in pictures and value is not None:
+                    return wandb_sdk.Image(str(pictures[column] / value))
+                return str(value) if isinstance(value, list) else value
+
+            data = [[cell(row, column) for column in columns] for row in rows]
+            logger.experiment.log({name: wandb_sdk.Table(columns=[*columns], data=data)})
 
 
 def log_bundle(loggers: list[Logger], folder: Path, name: str, metadata: Mapping[str, Any]) -> None:

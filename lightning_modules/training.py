@@ -34,12 +34,20 @@ from lightning_modules.building import (
     quiet_lightning,
 )
 from lightning_modules.callbacks import BEST, LAST
+from lightning_modules.examples import save_examples
 from lightning_modules.features import FeatureDataModule
 from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.module import AUTOCAST, MultiTaskModule
 from lightning_modules.pictures import Answers, draw_pictures
 from lightning_modules.tasks import Task
-from lightning_modules.tracking import define_metrics, log_bundle, log_picture, log_summary, open_loggers
+from lightning_modules.tracking import (
+    define_metrics,
+    log_bundle,
+    log_picture,
+    log_summary,
+    log_table,
+    open_loggers,
+)
 from merging.grams import collect_grams
 
 log = logging.getLogger(__name__)
@@ -111,6 +119,11 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
             result["bundle"] = str(publish(run, config, model, lora, grams, result, opened))
             if trainer.is_global_zero:
                 log_pictures(opened, run.path / "pictures", task, module.answers[task.name], images)
+            if run.is_main:
+                device, pictures = trainer.strategy.root_device, run.path / "examples"
+                with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                    answers = save_examples(pictures, model, images, task, device)
+                log_table(opened, f"examples/{task.name}", answers, {"image": pictures})
         log_summary(opened, {f"best/{name}": value for name, value in metrics.items()})
     shutil.rmtree(checkpoints, ignore_errors=True)
     scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))

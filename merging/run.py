@@ -78,7 +78,8 @@ def merge(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[st
     )  # fmt: skip
     with loggers as opened:
         result = merge_all(config, run, bundles)
-        log_table(opened, "rows", (*COLUMNS, *PREDICTED), result["rows"])
+        rows = [{key: row[key] for key in (*COLUMNS, *PREDICTED)} for row in result["rows"]]
+        log_table(opened, "rows", rows)
         log_summary(opened, {f"retention/{name}": value for name, value in _summary(result["rows"]).items()})
     return result
 

@@ -13,6 +13,8 @@ from PIL import Image
 
 from datamodules.sample.faces import write_utkface
 from datamodules.sample.galaxies import write_galaxy10
+from launch.sweep import new_attempt, write_plan
+from tests.report_rows import write_train_run
 from tests.runs import ROOT, draw_folder, overrides, read_results
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,6 +40,19 @@ def own_data(command, tmp_path):
     """The folder that DIR stands for in a command."""
     name = re.search(r"name=(\w+)", command)[1]
     return draw_folder(tmp_path / name) if "image_folder" in command else draw_csv(tmp_path / name)
+
+
+def report_command(arguments, tmp_path):
+    """One run and one sweep lie there already."""
+    write_train_run(tmp_path / "out", "galaxy", 0)
+    write_plan(new_attempt(tmp_path / "out", "table1"), [("seed=0", ["python", "train.py", "seed=0"])])
+    command = [sys.executable, str(ROOT / "report.py"), *arguments, f"paths.outputs={tmp_path / 'out'}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    if "watch=latest" in arguments:
+        assert "table1" in done.stdout
+    else:
+        assert (tmp_path / "out" / "reports" / "all" / "report.html").is_file()
 
 
 def test_readme_begins_with_a_command():
@@ -84,6 +99,9 @@ def test_merges_run(command, members, tmp_path):
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python train")])
 def test_commands_run(command, tmp_path):
     _, script, *arguments = shlex.split(command)
+    if script == "report.py":
+        report_command(arguments, tmp_path)
+        return
     if "--cfg" not in arguments:
         if "DIR" in command:
             place = own_data(command, tmp_path)

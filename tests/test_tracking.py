@@ -1,16 +1,16 @@
 """Loggers: who is asked, what lands on disk, and the truth about how a run ended."""
 
 import csv
-import struct
 
 import pytest
 import wandb
-from wandb.proto import wandb_internal_pb2
 
+from launch.account import wandb_mode
 from launch.errors import UserError
 from lightning_modules import tracking
 from lightning_modules.tasks import Task
-from lightning_modules.tracking import define_metrics, log_bundle, log_summary, open_loggers, wandb_mode
+from lightning_modules.tracking import define_metrics, log_bundle, log_summary, open_loggers
+from tests.wandb_file import read_records
 
 WANDB = {"project": "test", "entity": None, "mode": "offline"}
 
@@ -40,29 +40,6 @@ def test_an_api_key_is_a_login(monkeypatch):
     assert wandb_mode("auto") == "online"
 
 
-BLOCK, BLOCK_HEAD, FILE_HEAD = 32768, 7, 7
-WHOLE, LAST = 1, 4
-
-
-def records(folder):
-    """Everything in the one offline run's ``.wandb`` file: protobuf records in LevelDB's log format."""
-    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    data = path.read_bytes()
-    assert data[:4] == b":W&B"
-    found, parts, place = [], b"", FILE_HEAD
-    while place + BLOCK_HEAD <= len(data):
-        if BLOCK - place % BLOCK < BLOCK_HEAD:  # too little is left of the block for another head
-            place += BLOCK - place % BLOCK
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, place)
-        parts += data[place + BLOCK_HEAD : place + BLOCK_HEAD + length]
-        place += BLOCK_HEAD + length
-        if kind in (WHOLE, LAST):
-            found.append(wandb_internal_pb2.Record.FromString(parts))
-            parts = b""
-    return path, found
-
-
 def test_offline_run_holds_what_was_logged(tmp_path):
     folder = tmp_path / "run"
     bundle = tmp_path / "bundle"
@@ -79,7 +56,7 @@ def test_offline_run_holds_what_was_logged(tmp_path):
         log_summary(loggers, {"best/rmse": 0.25})
         log_bundle(loggers, bundle, "adapter-leaves-r2-s0", {"score": 0.25})
     assert wandb.run is None
-    path, found = records(folder)
+    path, found = read_records(folder)
     assert "abc123" in path.name
     (run,) = [record.run for record in found if record.HasField("run")][:1]
     assert (run.run_group, run.job_type, list(run.tags), run.display_name) == (
@@ -106,7 +83,7 @@ def test_a_failed_run_is_told_as_failed(tmp_path):
     with pytest.raises(ZeroDivisionError):
         fail()
     assert wandb.run is None
-    _, found = records(tmp_path / "run")
+    _, found = read_records(tmp_path / "run")
     assert [record.exit.exit_code for record in found if record.HasField("exit")] == [1]
 
 

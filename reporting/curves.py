@@ -1,0 +1,54 @@
+"""Validation curves of a training run, from the CSV logger's files."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+MAX_POINTS = 120  # of one curve: more than a figure can show
+
+
+def backbone_name(result: dict[str, Any]) -> str:
+    """Name and image size, as merge rows have it: vit_base_patch16_224@224."""
+    card = result["backbone"]
+    return f"{card['name']}@{card['image_size']}" if card.get("image_size") else str(card["name"])
+
+
+def read_curves(run: Path, result: dict[str, Any], origin: int) -> list[dict[str, Any]]:
+    """The task's metric by epoch, from all attempts of the run; a later attempt wins.
+
+    Returns:
+        One dict with ``points`` [[epoch, value], ...], epochs from 1; nothing when no curve was logged.
+    """
+    task, metric = result["task"]["name"], result["metric"]
+    name = f"val/{task}/{metric}"
+    values: dict[int, float] = {}
+    files = (run / "csv").glob("version_*/metrics.csv")
+    for file in sorted(files, key=lambda path: int(path.parent.name.removeprefix("version_") or 0)):
+        for line in _lines(file):
+            try:
+                epoch, value = int(float(line["epoch"])), float(line[name])
+            except (KeyError, TypeError, ValueError):
+                continue
+            if math.isfinite(value):
+                values[epoch + 1] = value
+    if not values:
+        return []
+    epochs = sorted(values)
+    step = math.ceil(len(epochs) / MAX_POINTS)
+    kept = epochs[::-1][::step][::-1]  # the last one always
+    return [
+        {
+            "task": task, "metric": metric, "rank": result["lora"]["rank"], "seed": result["seed"],
+            "data": result["data"]["name"], "backbone": backbone_name(result), "origin": origin,
+            "best": result.get("best_epoch"), "points": [[epoch, round(values[epoch], 6)] for epoch in kept],
+        }
+    ]  # fmt: skip
+
+
+def _lines(file: Path) -> list[dict[str, str]]:
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            return list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []  # a curve is an extra: the numbers are in result.json

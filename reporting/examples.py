@@ -1,0 +1,45 @@
+"""Example pictures that a run left: ``<run>/examples/examples.json`` and the pictures it names.
+
+The JSON is a list of ``{"task", "image", "target", "single", "merged"}``. ``image`` is a file beside it; the others are
+a class name, a number, or points ``[[x, y], ...]`` in [0, 1] of the picture. A train run has no ``merged``.
+"""
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+SIDE = 144  # pixels
+PER_RUN = 12
+FOLDER = "examples"
+
+
+def read_examples(run: Path, origin: int, left_out: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The run's examples with small pictures as ``data:`` addresses; a broken file is added to ``left_out``."""
+    file = run / FOLDER / "examples.json"
+    if not file.exists():
+        return []
+    try:
+        listed = json.loads(file.read_text(encoding="utf-8"))[:PER_RUN]
+        return [{**_known(item), "image": _thumbnail(file.parent / item["image"]), "origin": origin} for item in listed]
+    except (OSError, ValueError, KeyError, TypeError, UnidentifiedImageError) as error:
+        left_out.append(
+            (str(file), f"examples cannot be read: {str(error).splitlines()[0] if str(error) else error!r}")
+        )
+        return []
+
+
+def _known(item: dict[str, Any]) -> dict[str, Any]:
+    return {name: item.get(name) for name in ("task", "target", "single", "merged", "method", "set")}
+
+
+def _thumbnail(path: Path) -> str:
+    with Image.open(path) as picture:
+        small = picture.convert("RGB")
+        small.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

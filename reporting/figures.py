@@ -1,0 +1,214 @@
+"""Static figures for papers, by matplotlib without a display. The page draws its own, which answer to filters."""
+
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from launch.files import atomic_write
+from reporting.rows import Collected, Row, method_label
+from reporting.summaries import front, means, methods, own_metric, pairs
+
+# Okabe and Ito's colours, apart for every common colour blindness; markers tell them apart in print.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9", "#444444", "#7F3C8D")
+MARKERS = "osD^vPX*<>"
+STYLE: Any = {
+    "svg.hashsalt": "lora-alloy", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False,
+}  # fmt: skip
+RETENTION = "retention (1.00 = as good as alone)"
+
+
+def write_figures(found: Collected, folder: Path, formats: list[str]) -> list[str]:
+    """Draws every figure that there are rows for; the same rows give the same bytes.
+
+    Returns:
+        Names of the figures drawn.
+    """
+    rows = own_metric(found)
+    drawers: dict[str, Callable[[], Figure | None]] = {
+        "pairs": lambda: pair_heatmaps(rows),
+        "methods": lambda: method_heatmap(rows),
+        "tasks": lambda: curve(rows, "tasks", "merged tasks"),
+        "ranks": lambda: curve(rows, "rank", "rank"),
+        "cost": lambda: cost(rows),
+        "advisor": lambda: advisor(rows),
+        "curves": lambda: training(found.curves),
+    }
+    drawn = []
+    with matplotlib.rc_context(STYLE):
+        for name, draw in drawers.items():
+            figure = draw()
+            if figure is None:
+                continue
+            drawn.append(name)
+            for kind in formats:
+                buffer = io.BytesIO()
+                metadata = {"Date": None} if kind == "svg" else {"Software": None}
+                figure.savefig(buffer, format=kind, dpi=200, bbox_inches="tight", metadata=metadata)
+                atomic_write(folder / f"{name}.{kind}", buffer.getvalue())
+    return drawn
+
+
+def pair_heatmaps(rows: list[Row]) -> Figure | None:
+    """Task by task, one panel per method and rank: how well the row's task does merged with the column's."""
+    panels = pairs(rows)
+    if not panels:
+        return None
+    tasks = sorted({row["task"] for row in rows if row["tasks"] == 2})
+    columns = min(4, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    side = 0.9 + 0.45 * len(tasks)
+    figure = Figure(figsize=(columns * side + 1.2, lines * (side + 0.5)), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    norm = _diverging([mean.mean for panel in panels.values() for mean in panel.values()])
+    picture: Any = None
+    for axis, ((method, rank), panel) in zip(axes.flat, panels.items(), strict=False):
+        values = [[panel[(a, b)].mean if (a, b) in panel else math.nan for b in tasks] for a in tasks]
+        picture = _heatmap(axis, values, tasks, tasks, norm)
+        axis.set_title(f"{method}, r={rank}", fontsize=9)
+    figure.colorbar(picture, ax=axes, label=RETENTION, shrink=0.7)
+    return figure
+
+
+def method_heatmap(rows: list[Row]) -> Figure | None:
+    """Method by task: mean retention over all sets, ranks and seeds; the best method on top."""
+    if not rows:
+        return None
+    cells, overall = means(rows, lambda row: (method_label(row), row["task"])), means(rows, method_label)
+    order = sorted(methods(rows), key=lambda name: -overall[name].mean)
+    tasks = sorted({row["task"] for row in rows})
+    values = [
+        [*(cells[(name, task)].mean if (name, task) in cells else math.nan for task in tasks), overall[name].mean]
+        for name in order
+    ]
+    figure = Figure(figsize=(2.2 + 0.6 * len(tasks), 1.4 + 0.32 * len(order)), layout="constrained")
+    axis = figure.subplots()
+    picture = _heatmap(axis, values, order, [*tasks, "all"], _diverging([mean.mean for mean in cells.values()]))
+    figure.colorbar(picture, ax=axis, label=RETENTION)
+    return figure
+
+
+def curve(rows: list[Row], column: str, label: str) -> Figure | None:
+    """Mean retention and its deviation against a column, a line per method."""
+    if not rows:
+        return None
+    figure, axis = _plain(label, RETENTION)
+    ticks = sorted({row[column] for row in rows})
+    for place, name in enumerate(methods(rows)):
+        found = means([row for row in rows if method_label(row) == name], lambda row: row[column])
+        xs = sorted(found)
+        places = [ticks.index(x) + 0.03 * place for x in xs]
+        axis.errorbar(
+            places, [found[x].mean for x in xs], yerr=[found[x].deviation for x in xs], label=name, capsize=2,
+            elinewidth=0.6, **_look(place),
+        )  # fmt: skip
+    axis.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
+    _finish(axis)
+    return figure
+
+
+def cost(rows: list[Row]) -> Figure | None:
+    """Mean retention against the seconds of a merge; the line joins what nothing beats in both."""
+    seconds = means(rows, lambda row: (method_label(row), row["rank"]), "seconds")
+    values = means(rows, lambda row: (method_label(row), row["rank"]))
+    if not seconds:
+        return None
+    figure, axis = _plain("seconds of a merge", RETENTION)
+    order = methods(rows)
+    for (name, rank), mean in seconds.items():
+        look = {**_look(order.index(name)), "linestyle": "none"}
+        axis.plot(mean.mean, values[(name, rank)].mean, **look, label=f"{name}, r={rank}")
+    best = front([(mean.mean, values[key].mean) for key, mean in seconds.items()])
+    axis.step([x for x, _ in best], [y for _, y in best], where="post", color="#888888", linewidth=0.8, zorder=0)
+    if all(mean.mean > 0 for mean in seconds.values()):
+        axis.set_xscale("log")
+    _finish(axis)
+    return figure
+
+
+def advisor(rows: list[Row]) -> Figure | None:
+    """Predicted retention with its interval against the measured one."""
+    known = [row for row in rows if row.get("predicted") is not None]
+    if not known:
+        return None
+    figure, axis = _plain("measured retention", "predicted retention")
+    for row in known:
+        if row.get("low") is not None and row.get("high") is not None:
+            axis.plot([row["retention"]] * 2, [row["low"], row["high"]], color="#999999", linewidth=0.5)
+    axis.plot([row["retention"] for row in known], [row["predicted"] for row in known], "o", color=COLORS[0], ms=3)
+    ends = [min(row["retention"] for row in known), max(row["retention"] for row in known)]
+    axis.plot(ends, ends, "--", color="#555555", linewidth=0.8)
+    return figure
+
+
+def training(curves: list[dict[str, Any]]) -> Figure | None:
+    """Validation metric by epoch, a panel per task, a colour per rank."""
+    if not curves:
+        return None
+    panels = sorted({(item["task"], item["metric"]) for item in curves})
+    ranks = sorted({item["rank"] for item in curves})
+    columns = min(3, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.2 * columns, 2.5 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (task, metric) in zip(axes.flat, panels, strict=False):
+        named: set[int] = set()
+        for item in curves:
+            if (item["task"], item["metric"]) != (task, metric):
+                continue
+            label = None if item["rank"] in named else f"r={item['rank']}"
+            named.add(item["rank"])
+            xs, ys = zip(*item["points"], strict=True)
+            axis.plot(xs, ys, color=COLORS[ranks.index(item["rank"]) % len(COLORS)], linewidth=1, label=label)
+        axis.set(title=task, xlabel="epoch", ylabel=metric)
+        axis.legend(fontsize=7, loc="lower right")
+    return figure
+
+
+def _heatmap(axis: Axes, values: list[list[float]], rows: list[str], columns: list[str], norm: Any) -> Any:
+    picture = axis.imshow(values, cmap="RdBu", norm=norm, aspect="auto")
+    axis.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(rows)), rows)
+    axis.grid(visible=False)
+    for y, line in enumerate(values):
+        for x, value in enumerate(line):
+            if not math.isnan(value):
+                dark = abs(norm(value) - 0.5) > 0.33
+                axis.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
+    return picture
+
+
+def _diverging(values: list[float]) -> TwoSlopeNorm:
+    """1.00 in the middle, as far to both sides as the farthest value, 0.05 to 0.5."""
+    reach = min(0.5, max(0.05, *(abs(value - 1) for value in values), 0.05))
+    return TwoSlopeNorm(1.0, 1 - reach, 1 + reach)
+
+
+def _plain(x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+    axis = figure.subplots()
+    axis.set(xlabel=x, ylabel=y)
+    return figure, axis
+
+
+def _finish(axis: Axes) -> None:
+    axis.axhline(1.0, color="#555555", linewidth=0.8, linestyle="--", zorder=0)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def _look(place: int) -> dict[str, Any]:
+    return {
+        "color": COLORS[place % len(COLORS)], "marker": MARKERS[place % len(MARKERS)], "markersize": 4,
+        "linewidth": 1, "linestyle": ("-", "--", ":")[place // len(COLORS) % 3],
+    }  # fmt: skip

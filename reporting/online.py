@@ -1,0 +1,159 @@
+"""The report in Weights & Biases: a run that holds its tables and figures, a workspace and a report built by code.
+
+The panels are those of the page. W&B draws curves and scatter plots from the runs themselves; it has no heatmap, so
+those are pictures.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from launch.account import logged_in, wandb_mode
+from launch.errors import UserError
+from reporting.frames import frame
+from reporting.rows import MERGE_COLUMNS, MERGE_FURTHER, TRAIN_COLUMNS, Collected, method_label, primary_metrics
+from reporting.summaries import means, own_metric
+
+NEEDED = "pip install 'lora-alloy[wandb]'"
+FIGURES = {
+    "Retention": ("methods", "pairs"),
+    "More tasks, other ranks": ("tasks", "ranks"),
+    "Cost": ("cost",),
+    "Advisor": ("advisor",),
+}
+
+
+def require_online(mode: str) -> None:
+    """Checks everything that can be checked without the server.
+
+    Raises:
+        UserError: W&B is set to offline, nobody is logged in, or wandb-workspaces is not installed.
+    """
+    try:
+        import wandb_workspaces.reports.v2  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"wandb=true: the package wandb-workspaces is not installed; {NEEDED}.") from error
+    chosen = wandb_mode(mode)
+    if chosen == "online" and logged_in():
+        return
+    why = "nobody is logged in" if not logged_in() else f"the mode is {chosen} (WANDB_MODE or logger.wandb.mode)"
+    raise UserError(
+        f"wandb=true: workspaces and reports live on the W&B server, and {why}. Log in with `wandb login` and upload "
+        "offline runs with `wandb sync outputs/runs/*/wandb/offline-run-*`; without an account `python report.py` "
+        "makes the same page on disk."
+    )
+
+
+def publish(found: Collected, folder: Path, project: str, entity: str | None) -> list[str]:
+    """Logs the report's tables and figures, then builds workspace and report; returns their addresses.
+
+    Raises:
+        UserError: the server refused; says what it said.
+    """
+    import wandb
+
+    try:
+        run = wandb.init(
+            project=project, entity=entity, name=f"report-{folder.name}", job_type="report", dir=str(folder)
+        )
+        entity = run.entity
+        try:
+            log_report(found, folder, run)
+        finally:
+            run.finish()
+        space = build_workspace(found, project, entity)
+        space.save()
+        page = build_report(found, project, entity)
+        page.save()
+    except (wandb.errors.Error, ValueError) as error:
+        raise UserError(
+            f"W&B refused: {error}. May you write to project {project}? The page on disk is whole: {folder}"
+        ) from error
+    return [space.url, page.url]
+
+
+def log_report(found: Collected, folder: Path, run: Any) -> None:
+    """Rows as tables, figures as pictures, means as summary, into an open W&B run (an offline one, too)."""
+    import wandb
+
+    further = tuple(name for name in MERGE_FURTHER if any(row.get(name) is not None for row in found.merges))
+    logged: dict[str, Any] = {}
+    for name, rows, columns in (
+        ("merges", found.merges, (*MERGE_COLUMNS, *further)),
+        ("trains", found.trains, TRAIN_COLUMNS),
+    ):
+        if rows:
+            table = frame(rows, columns, found.origins).astype(object)
+            logged[name] = wandb.Table(dataframe=table.where(table.notna(), None))
+    for file in sorted((folder / "figures").glob("*.png")):
+        logged[f"figures/{file.stem}"] = wandb.Image(str(file))
+    if (folder / "report.html").exists():
+        logged["page"] = wandb.Html(str(folder / "report.html"))
+    if logged:
+        run.log(logged)
+    kept = own_metric(found)
+    summary = {f"retention/{name}": mean.mean for name, mean in means(kept, method_label).items()}
+    if summary:
+        summary["retention/best"] = max(summary.values())
+    primary = primary_metrics(found)
+    alone = [row for row in found.trains if row["metric"] == primary[row["task"]]]
+    for (task, rank), mean in means(alone, lambda row: (row["task"], row["rank"]), "score").items():
+        summary[f"alone/{task}/r{rank}"] = mean.mean
+    run.summary.update(summary)
+
+
+def sections(found: Collected) -> dict[str, list[Any]]:
+    """The panels by heading, the same in workspace and report; headings without rows are left out."""
+    import wandb_workspaces.reports.v2 as wr
+
+    place: dict[str, list[Any]] = {}
+    if kept := own_metric(found):
+        for heading, names in FIGURES.items():
+            if heading == "Advisor" and all(row.get("predicted") is None for row in kept):
+                continue
+            place[heading] = [wr.MediaBrowser(title=name, media_keys=[f"figures/{name}"]) for name in names]
+        place["Retention"].insert(
+            0, wr.ScalarChart(title="best mean retention", metric=wr.SummaryMetric("retention/best"))
+        )
+        columns = [wr.ParallelCoordinatesPlotColumn(wr.Config("lora.rank"), display_name="rank")]
+        columns += [wr.ParallelCoordinatesPlotColumn(wr.Config("seed"), display_name="seed")]
+        columns += [
+            wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(f"retention/{name}"), display_name=name)
+            for name in means(kept, method_label)
+        ]
+        place["Cost"].append(wr.ParallelCoordinatesPlot(title="rank, seed, retention", columns=columns))
+    if found.trains:
+        tasks = sorted({(row["task"], row["metric"]) for row in found.trains if row["primary"]})
+        place["Training"] = [
+            wr.LinePlot(title=f"{task}, {metric}", x="epoch", y=[f"val/{task}/{metric}"]) for task, metric in tasks
+        ]
+        place["Rank of the adapters alone"] = [
+            wr.ScatterPlot(title=metric, x=wr.Config("lora.rank"), y=wr.SummaryMetric(f"best/{metric}"))
+            for metric in sorted({metric for _, metric in tasks})
+        ]
+    tables = [name for name, rows in (("merges", found.merges), ("trains", found.trains)) if rows]
+    if tables:
+        place["Every number"] = [wr.WeavePanelSummaryTable(table_name=name) for name in tables]
+    return place
+
+
+def build_workspace(found: Collected, project: str, entity: str) -> Any:
+    """An unsaved workspace with a section per heading."""
+    import wandb_workspaces.workspaces as ws
+
+    parts = [ws.Section(name=name, panels=panels, is_open=True) for name, panels in sections(found).items()]
+    return ws.Workspace(entity=entity, project=project, name="lora-alloy results", sections=parts)
+
+
+def build_report(found: Collected, project: str, entity: str) -> Any:
+    """An unsaved report: the same panels under headings, and how the numbers are to be read."""
+    import wandb_workspaces.reports.v2 as wr
+
+    blocks: list[Any] = [
+        wr.TableOfContents(),
+        wr.P("Retention 1.00: as good merged as alone. Scores on the test sets, means over seeds."),
+    ]
+    for heading, panels in sections(found).items():
+        kind = "train" if heading in ("Training", "Rank of the adapters alone") else "report"
+        runs = wr.Runset(entity=entity, project=project, name=kind, filters=f"JobType = '{kind}'")
+        blocks += [wr.H2(heading), wr.PanelGrid(runsets=[runs], panels=panels)]
+    return wr.Report(project=project, entity=entity, title="lora-alloy: results", blocks=blocks, width="fluid")

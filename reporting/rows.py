@@ -1,0 +1,160 @@
+"""What a row of a report is: one score of one task, alone (train) or as a member of a merged set (merge).
+
+Rows are plain dicts. ``origin`` is the place of the row's source in ``Collected.origins``.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from launch.checks import HIGHER_IS_BETTER
+
+MERGE_COLUMNS = (
+    "data", "backbone", "set", "method", "realign", "rank", "seed", "task", "metric", "score", "single", "head_only",
+    "retention", "images", "seconds",
+)  # fmt: skip
+MERGE_DEMANDED = ("data", "backbone", "set", "method", "rank", "seed", "task", "metric", "score")
+MERGE_FURTHER = ("init_seed", "predicted", "low", "high", "flops")  # only some merges know them
+TRAIN_COLUMNS = ("data", "backbone", "task", "rank", "seed", "metric", "score", "primary", "epochs", "seconds")
+TRAIN_DEMANDED = ("data", "backbone", "task", "rank", "seed", "metric", "score")
+INTEGERS = ("rank", "seed", "images", "epochs")
+NUMBERS = ("score", "single", "head_only", "retention", "seconds", "predicted", "low", "high", "flops")
+ALONE, STUDY_METHOD = "alone", "cat"  # what the study calls concatenation
+Row = dict[str, Any]
+
+
+class RowError(ValueError):
+    """A row that cannot be used; the text says why."""
+
+
+@dataclass
+class Collected:
+    """Everything that a report is made of.
+
+    Attributes:
+        trains: one row per run and metric.
+        merges: one row per merged set, member task and metric.
+        origins: file, run, config hash, commit, fingerprints, versions and config of each source of rows.
+        curves: validation metrics by epoch: ``task, metric, rank, seed, data, backbone, origin`` and ``points``
+            ``[[epoch, value], ...]``.
+        examples: pictures with predictions (see ``reporting.examples``).
+        left_out: path and reason of whatever was found but not used.
+    """
+
+    trains: list[Row] = field(default_factory=list)
+    merges: list[Row] = field(default_factory=list)
+    origins: list[dict[str, Any]] = field(default_factory=list)
+    curves: list[dict[str, Any]] = field(default_factory=list)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        """Nothing to show."""
+        return not self.trains and not self.merges
+
+
+def merge_row(given: Mapping[str, Any]) -> Row:
+    """A checked merge row; further columns are kept as they are, a missing retention is worked out.
+
+    Raises:
+        RowError: a demanded column is missing or holds what it cannot.
+    """
+    row = {**dict.fromkeys(MERGE_COLUMNS), **_typed(given, MERGE_DEMANDED)}
+    members = str(row["set"]).split("+")
+    if row["task"] not in members:
+        raise RowError(f"task={row['task']} is no member of set={row['set']}")
+    row["set"], row["tasks"] = "+".join(sorted(members)), len(members)
+    row["realign"] = row["realign"] or "none"
+    if row.get("init_seed") is not None:  # one per member where they differ
+        seeds = row["init_seed"]
+        row["init_seed"] = "+".join(map(str, seeds)) if isinstance(seeds, list) else str(seeds)
+    if row["retention"] is None and row["single"] and row["score"]:
+        higher = higher_is_better(row["metric"])
+        row["retention"] = row["score"] / row["single"] if higher else row["single"] / row["score"]
+    return row
+
+
+def merge_rows(given: Mapping[str, Any]) -> Iterator[Row]:
+    """The row itself, and one for each other metric in ``scores``; how the adapter alone did there is not known.
+
+    Raises:
+        RowError: as ``merge_row``.
+    """
+    scores = given.get("scores")
+    row = merge_row({name: value for name, value in given.items() if name != "scores"})
+    yield row
+    for name, score in scores.items() if isinstance(scores, dict) else ():
+        if name in HIGHER_IS_BETTER and name != row["metric"]:
+            unknown = dict.fromkeys(("single", "head_only", "retention", "predicted", "low", "high"))
+            yield {**row, **unknown, "metric": name, "score": _number(name, score)}
+
+
+def train_rows(given: Mapping[str, Any]) -> Iterator[Row]:
+    """One row for the metric that chose the checkpoint, one for each other metric that stands in a column.
+
+    Raises:
+        RowError: as ``merge_row``.
+    """
+    row = _typed(given, TRAIN_DEMANDED)
+    others = {name: row.pop(name) for name in HIGHER_IS_BETTER if name in row}
+    row = {**dict.fromkeys(TRAIN_COLUMNS), **row}
+    yield {**row, "primary": True}
+    for name, value in others.items():
+        if name != row["metric"] and value not in (None, ""):
+            yield {**row, "metric": name, "score": _number(name, value), "primary": False}
+
+
+def method_label(row: Row) -> str:
+    """``cat``, ``gram + linear``: the method and what was realigned after it."""
+    return row["method"] if row["realign"] == "none" else f"{row['method']} + {row['realign']}"
+
+
+def higher_is_better(metric: str) -> bool:
+    """Of a metric that is not ours: yes."""
+    return HIGHER_IS_BETTER.get(metric, True)
+
+
+def primary_metrics(found: Collected) -> dict[str, str]:
+    """The metric of each task that figures show unless told otherwise: the one that chose its checkpoints."""
+    order = list(HIGHER_IS_BETTER)
+    measured: dict[str, list[str]] = {}
+    for row in [*found.merges, *found.trains]:
+        measured.setdefault(row["task"], []).append(row["metric"])
+    chosen = {
+        task: min(metrics, key=lambda name: order.index(name) if name in order else len(order))
+        for task, metrics in measured.items()
+    }
+    merged = {(row["task"], row["metric"]) for row in found.merges}
+    tasks = {task for task, _ in merged}
+    for row in found.trains:
+        if row["primary"] and ((row["task"], row["metric"]) in merged or row["task"] not in tasks):
+            chosen[row["task"]] = row["metric"]
+    return chosen
+
+
+def _typed(given: Mapping[str, Any], demanded: tuple[str, ...]) -> Row:
+    row = {str(name): (None if value in ("", None) else value) for name, value in given.items()}
+    if absent := [name for name in demanded if row.get(name) is None]:
+        raise RowError(f"no {', '.join(absent)}")
+    for name in NUMBERS:
+        if row.get(name) is not None:
+            row[name] = _number(name, row[name])
+    for name in INTEGERS:
+        if row.get(name) is not None:
+            number = _number(name, row[name])
+            if number != int(number):
+                raise RowError(f"{name}={row[name]} is no whole number")
+            row[name] = int(number)
+    return row
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise RowError(f"{name}={value!r} is no number") from None
+    if not math.isfinite(number):
+        raise RowError(f"{name}={value} is not finite")
+    return number

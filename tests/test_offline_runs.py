@@ -1,0 +1,126 @@
+"""What W&B is told offline, read back from the ``.wandb`` file: a training, a merge sweep, a report."""
+
+import json
+
+import pytest
+import wandb
+from PIL import Image
+
+from lightning_modules.tracking import log_picture, log_summary, log_table, open_loggers
+from reporting.load import collect
+from reporting.making import write_report
+from reporting.online import build_report, build_workspace, log_report, sections
+from tests.report_rows import TASKS, merge_rows, write_outputs, write_train_run
+from tests.runs import leaves, train_here
+from tests.wandb_file import config, history, read_records, summary
+
+WANDB = {"project": "test", "entity": None, "mode": "offline"}
+
+
+@pytest.fixture(autouse=True)
+def logged_out(monkeypatch, tmp_path):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staging"))
+
+
+def test_a_training_is_whole_offline_and_its_examples_are_on_the_page(tmp_path):
+    result, run = train_here(leaves(tmp_path, "logger=wandb", "logger.wandb.mode=offline"))
+    path, found = read_records(run.path)
+    assert run.hash in path.name
+    logged = history(found)
+    with next(run.path.glob("csv/version_*/metrics.csv")).open() as file:
+        names = set(file.readline().strip().split(",")) - {"step", "epoch"}
+    assert names <= set(logged), "the CSV's metrics under the same names"
+    assert len(logged["val/leaves/accuracy"]) == result["epochs"]
+    final = summary(found)
+    assert final["best/accuracy"] == pytest.approx(result["score"])
+    assert config(found)["lora"]["rank"] == 2
+    assert logged["examples/leaves"][0]["_type"] == "table-file"
+    table = json.loads((path.parent / "files" / logged["examples/leaves"][0]["path"]).read_text())
+    assert table["columns"] == ["task", "image", "target", "single"]
+    pictures = [row[1] for row in table["data"]]
+    assert all((path.parent / "files" / picture["path"]).is_file() for picture in pictures)
+    assert {row[2] for row in table["data"]} == {"dark", "light"}
+    examples = json.loads((run.path / "examples" / "examples.json").read_text())
+    right = sum(item["target"] == item["single"] for item in examples) / len(examples)
+    assert len(examples) == len(pictures) > 3
+    assert right == pytest.approx(result["metrics"]["accuracy"], abs=0.35)
+    (run.path / "result.json").write_text(
+        json.dumps(result | {"schema_version": 1, "what": "train", "seed": 0, "hash": run.hash})
+    )
+    collected = collect([run.path.parents[1]])
+    assert [item["task"] for item in collected.examples] == ["leaves"] * len(examples)
+    assert collected.examples[0]["image"].startswith("data:image/jpeg;base64,")
+    assert len(collected.curves[0]["points"]) == result["epochs"]
+
+
+def test_a_merge_sweep_is_whole_offline(tmp_path):
+    rows = merge_rows(4)
+    figure = write_train_run(tmp_path, "galaxy", 0) / "picture.png"
+    Image.new("RGB", (8, 8)).save(figure)
+    keywords = {"run_id": "m1", "group": "pairs", "job_type": "merge", "tags": ["cat", "r16"], "wandb": WANDB}
+    with open_loggers(tmp_path / "run", "merge-pairs", {"merge": {"name": "cat"}}, **keywords) as loggers:
+        log_table(loggers, "rows", rows)
+        log_picture(loggers, "retention", figure)
+        log_summary(loggers, {"retention/cat": 0.9})
+    path, found = read_records(tmp_path / "run")
+    (run,) = [record.run for record in found if record.HasField("run")][:1]
+    assert (run.run_group, run.job_type, list(run.tags)) == ("pairs", "merge", ["cat", "r16"])
+    logged = history(found)
+    table = json.loads((path.parent / "files" / logged["rows"][0]["path"]).read_text())
+    assert [dict(zip(table["columns"], row, strict=True)) for row in table["data"]] == rows
+    assert logged["retention"][0]["_type"] == "images/separated"
+    assert summary(found)["retention/cat"] == 0.9
+
+
+# wandb-workspaces still writes some of its validators as pydantic 1 did
+pytestmark = pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")
+
+
+@pytest.fixture
+def report(tmp_path):
+    found = collect([write_outputs(tmp_path / "outputs", 60)])
+    write_report(found, tmp_path / "all", ["html", "png"], ["outputs"])
+    return found, tmp_path / "all"
+
+
+def test_the_reports_own_run_holds_tables_figures_and_page(report, tmp_path):
+    found, folder = report
+    run = wandb.init(project="test", mode="offline", dir=str(tmp_path / "w"), job_type="report")
+    log_report(found, folder, run)
+    run.finish()
+    path, records = read_records(tmp_path / "w")
+    logged, final = history(records), summary(records)
+    assert {"merges", "trains", "page", "figures/pairs", "figures/cost"} <= set(logged)
+    table = json.loads((path.parent / "files" / logged["merges"][0]["path"]).read_text())
+    scores = [row[table["columns"].index("score")] for row in table["data"]]
+    assert scores == pytest.approx([row["score"] for row in merge_rows(60)])
+    kept = [row["retention"] for row in merge_rows(60)]
+    assert final["retention/cat"] == pytest.approx(sum(kept) / 60) == final["retention/best"]
+    assert final["alone/galaxy/r0"] == pytest.approx(0.8 * 0.8)
+
+
+def test_workspace_and_report_have_the_pages_panels(report, monkeypatch):
+    found, _ = report
+    headings = ["Retention", "More tasks, other ranks", "Cost", "Advisor", "Training", "Rank of the adapters alone"]
+    assert list(sections(found)) == [*headings, "Every number"]
+    space = build_workspace(found, "p", "e")._to_model().model_dump_json(by_alias=True)
+    interface = "wandb_workspaces.reports.v2.interface."
+    monkeypatch.setattr(interface + "_get_api", lambda: None)
+    monkeypatch.setattr(interface + "execute_graphql", lambda *_: {"project": {"internalId": "1"}})
+    page = build_report(found, "p", "e")._to_model().model_dump_json(by_alias=True)
+    for text in (space, page):
+        for part in (
+            "figures/pairs",
+            "figures/cost",
+            "figures/advisor",
+            "retention/best",
+            "best/accuracy",
+            "Every number",
+        ):
+            assert part in text
+        for task, (metric, _) in TASKS.items():
+            assert f"val/{task}/{metric}" in text

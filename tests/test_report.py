@@ -1,0 +1,206 @@
+"""What a report collects, what it leaves out and why, and the study's tables with ours beside."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from launch.errors import UserError
+from reporting.load import collect
+from reporting.making import write_report
+from reporting.rows import RowError, merge_row, primary_metrics, train_rows
+from reporting.study import study_numbers
+from reporting.summaries import front, means, own_metric, pairs
+from reporting.tables import study_tables, to_markdown
+from tests.report_rows import merge_rows, write_csv, write_merge_run, write_outputs, write_train_run
+
+
+def test_runs_and_committed_csv_are_one_list(tmp_path):
+    outputs, committed = tmp_path / "outputs", tmp_path / "results"
+    rows = merge_rows(40)
+    write_merge_run(outputs, rows[:24])
+    write_train_run(outputs, "galaxy", 16)
+    write_csv(committed / "merges.csv", rows)  # the first 24 again
+    (committed / "table1.csv").write_text(
+        "data,backbone,task,rank,seed,metric,score,macro_f1,nme\nreal,vit_base,galaxy,16,0,accuracy,0.79,0.76,\n"
+    )
+    found = collect([outputs, committed])
+    assert len(found.merges) == 40
+    assert [row["score"] for row in found.merges] == pytest.approx([row["score"] for row in rows])
+    assert {found.origins[row["origin"]]["kind"] for row in found.merges} == {"merge", "csv"}
+    from_csv = [row for row in found.trains if row["backbone"] == "vit_base"]
+    assert [(row["metric"], row["score"], row["primary"]) for row in from_csv] == [
+        ("accuracy", 0.79, True),
+        ("macro_f1", 0.76, False),
+    ]
+    assert found.left_out == [
+        (str(committed / "merges.csv"), "24 of 40 rows are in an earlier source with the same score")
+    ]
+
+
+def test_rows_say_where_they_come_from(tmp_path):
+    run = write_train_run(tmp_path, "galaxy", 16, seed=3, hash="abcdef0123")
+    found = collect([tmp_path])
+    origin = found.origins[found.trains[0]["origin"]]
+    assert origin["file"] == str(run / "result.json")
+    assert (origin["hash"], origin["seed"], origin["data_fingerprint"]) == ("abcdef0123", 3, "d" * 64)
+    assert origin["commit"].startswith("c0ffee")
+    assert origin["config"]["optimizer.lr"] == 5e-4
+    (curve,) = found.curves
+    assert [epoch for epoch, _ in curve["points"]] == [1, 2, 3, 4, 5, 6]
+    assert curve["points"][0][1] == pytest.approx(found.trains[0]["score"] / 2)
+
+
+def test_what_cannot_be_used_is_named_with_its_reason(tmp_path):
+    runs = tmp_path / "runs"
+    good = write_train_run(tmp_path, "galaxy", 0)
+    write_train_run(tmp_path, "emotion", 0, schema_version=0, hash="1" * 10)
+    write_train_run(tmp_path, "emotion", 16, schema_version=99, hash="2" * 10)
+    write_train_run(tmp_path, "emotion", 64, metrics=None, hash="3" * 10)
+    predicted = json.dumps({"what": "predict", "schema_version": 1})
+    for name, content in (("half", '{"what": "tra'), ("foreign", "[1, 2]"), ("predicted", predicted)):
+        (runs / name).mkdir()
+        (runs / name / "result.json").write_text(content)
+    (runs / "stranger").mkdir()
+    (runs / "died").mkdir()
+    status = {"state": "failed", "error": "ValueError: three\nmore", "command": ["python", "train.py", "seed=3"]}
+    (runs / "died" / "status.json").write_text(json.dumps(status))
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00data")
+    lines = merge_rows(3)
+    lines[1]["score"] = "much"
+    lines[2]["task"] = "galaxy"
+    write_csv(tmp_path / "merges.csv", lines)
+    found = collect([tmp_path])
+    assert [row["task"] for row in found.trains if row["primary"]] == ["galaxy"]
+    assert found.origins[found.trains[0]["origin"]]["file"] == str(good / "result.json")
+    assert len(found.merges) == 1
+    reasons = {path.removeprefix(f"{tmp_path}/"): reason for path, reason in found.left_out}
+    wanted = {
+        "r0-s0-1111111111": "old schema 0, this version reads 1: run its command again with resume=restart",
+        "r16-s0-2222222222": "schema 99 is of a newer version",
+        "r64-s0-3333333333": "unknown layout",
+        "half": "half-written, no JSON",
+        "foreign": "foreign: not a result of ours",
+        "predicted": "a predict run holds no scores",
+        "stranger": "neither result.json nor a readable status.json",
+        "died": "not done: failed (ValueError: three); again: python train.py seed=3",
+        "other.csv": "foreign: a CSV without the columns data, backbone, task",
+        "bytes.csv": "cannot be read as CSV",
+        "merges.csv": "2 of 3 lines: line 3: score='much' is no number; line 4: task=galaxy is no member",
+    }
+    assert len(reasons) == len(wanted), reasons
+    for part, reason in wanted.items():
+        assert any(part in path and reason in said for path, said in reasons.items()), (part, reasons)
+
+
+def test_a_folder_that_is_not_there_is_an_error(tmp_path):
+    (tmp_path / "outputs").mkdir()
+    with pytest.raises(UserError, match=r"no folder .*output \(looked in .*Did you mean '.*outputs'"):
+        collect([tmp_path / "output"])
+
+
+def test_retention_is_worked_out_when_it_is_missing():
+    row = {"data": "d", "backbone": "b", "set": "b+a", "method": "cat", "rank": "16", "seed": "0", "task": "a"}
+    higher = merge_row(row | {"metric": "accuracy", "score": "0.6", "single": "0.8"})
+    lower = merge_row(row | {"metric": "rmse", "score": 1.0, "single": 0.8})
+    assert (higher["retention"], lower["retention"]) == (pytest.approx(0.75), pytest.approx(0.8))
+    assert (higher["set"], higher["tasks"], higher["realign"], higher["rank"]) == ("a+b", 2, "none", 16)
+    with pytest.raises(RowError, match="score=nan is not finite"):
+        merge_row(row | {"metric": "rmse", "score": "nan"})
+    with pytest.raises(RowError, match=r"rank=1\.5 is no whole number"):
+        list(train_rows(row | {"metric": "rmse", "score": 1.0, "rank": "1.5"}))
+
+
+def test_a_merges_other_metrics_are_rows_of_their_own(tmp_path):
+    row = merge_rows(1)[0] | {"scores": {"accuracy": 0.7, "macro_f1": 0.6, "loss": 1.0}, "init_seed": [0, 1]}
+    write_merge_run(tmp_path, [row])
+    write_merge_run(tmp_path, [row], digest="9999999999", split="val")
+    found = collect([tmp_path])
+    assert [(item["metric"], item["retention"], item["init_seed"]) for item in found.merges] == [
+        ("accuracy", row["retention"], "0+1"),
+        ("macro_f1", None, "0+1"),
+    ]
+    assert found.merges[1]["score"] == 0.6
+    write_merge_run(tmp_path, [{"task": "galaxy", "predicted": 0.9}], digest="8888888888")
+    assert [why for _, why in collect([tmp_path]).left_out] == [
+        "advice: predictions without measured scores",
+        "scored on the val split; a report holds test scores",
+    ]
+    ((_, reason),) = found.left_out
+    assert reason == "scored on the val split; a report holds test scores"
+
+
+def test_the_studys_numbers_are_all_in_the_tables(tmp_path):
+    tables = study_tables(collect([tmp_path]))
+    assert [table.name for table in tables] == ["I", "II", "III", "IV", "V", "VI", "VII", "VIII"]
+    for table in tables:
+        wanted = [number for number in study_numbers() if number.table == table.name and number.value is not None]
+        shown = [cell.text for row in table.rows for cell in row if cell.text[:1].isdigit()]
+        assert sorted(map(float, shown)) == sorted(number.value for number in wanted)
+
+
+def test_ours_stand_beside_the_studys(tmp_path):
+    for seed, score in ((0, 0.80), (1, 0.82)):
+        write_train_run(tmp_path, "galaxy", 16, seed, score=score, metrics={"accuracy": score, "macro_f1": score - 0.1})
+    row = {"data": "x", "backbone": "vit", "set": "age_class+galaxy", "rank": 16, "seed": 0, "task": "galaxy"}
+    rows = [
+        row | {"method": method, "metric": "macro_f1", "score": score, "single": 0.8, "realign": realign}
+        for method, realign, score in (("cat", "none", 0.7), ("ties", "none", 0.6), ("cat", "deep", 0.75))
+    ]
+    write_merge_run(tmp_path, rows)
+    tables = {table.name: table for table in study_tables(collect([tmp_path]))}
+    (line,) = [row for row in tables["I"].rows if row[0].text == "galaxy" and row[1].text == "accuracy"]
+    assert [cell.text for cell in line[2:6]] == ["drawn_galaxy", "vit_tiny_patch16_224@112", "79.1", "81.0 ± 1.4 (2)"]
+    assert len(line[5].rows) == 2
+    (line,) = [row for row in tables["VII"].rows if row[0].text == "with age_class"]
+    assert [cell.text for cell in line] == [
+        "with age_class", "macro_f1", "x", "vit", "76.7", "70.0", "75.0", "cat + deep", "79.9", "-", "-", "-",
+    ]  # fmt: skip
+    assert "| with age_class | macro_f1 | x | vit | 76.7 | 70.0 | 75.0 | cat + deep |" in to_markdown(tables.values())
+
+
+def test_another_metric_is_named_when_the_studys_is_missing(tmp_path):
+    write_merge_run(tmp_path, merge_rows(2))  # accuracy, where the study has F1
+    table = study_tables(collect([tmp_path]))[1]
+    (line,) = [row for row in table.rows if row[0].text == "with age_regression"]
+    assert line[1].text == "macro_f1; ours accuracy"
+
+
+def test_figures_take_each_tasks_own_metric(tmp_path):
+    row = merge_rows(1)[0]
+    write_merge_run(tmp_path, [row, row | {"metric": "macro_f1", "retention": 0.1}])
+    found = collect([tmp_path])
+    assert primary_metrics(found) == {"age_class": "accuracy"}
+    assert [item["metric"] for item in own_metric(found)] == ["accuracy"]
+
+
+def test_both_directions_of_a_pair():
+    rows = [merge_row(row) for row in merge_rows(2)]
+    (panel,) = pairs(rows).values()
+    assert panel[("age_class", "age_regression")].mean == pytest.approx(rows[0]["retention"])
+    assert panel[("age_regression", "age_class")].mean == pytest.approx(rows[1]["retention"])
+    assert means(rows, lambda row: "all")["all"].number == 2
+
+
+def test_front_is_what_nothing_beats():
+    assert front([(3, 0.9), (1, 0.5), (2, 0.4), (1, 0.6), (4, 0.9)]) == [(1, 0.6), (3, 0.9)]
+
+
+def test_the_folder_holds_every_format_and_the_same_numbers(tmp_path):
+    found = collect([write_outputs(tmp_path / "outputs", 120)])
+    folder = tmp_path / "report"
+    formats = ["html", "csv", "parquet", "markdown", "svg"]
+    write_report(found, folder, formats, ["outputs"])
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    figures = {f"figures/{name}.svg" for name in ("pairs", "methods", "tasks", "ranks", "cost", "advisor", "curves")}
+    assert names == figures | {
+        "report.html", "merges.csv", "merges.parquet", "trains.csv", "trains.parquet", "tables.md", "left_out.json",
+    }  # fmt: skip
+    table, same = pd.read_csv(folder / "merges.csv"), pd.read_parquet(folder / "merges.parquet")
+    assert list(table["score"]) == pytest.approx([row["score"] for row in merge_rows(120)])
+    assert list(table["score"]) == pytest.approx(list(same["score"]))
+    assert set(table["commit"]) == {"c0ffee" + "0" * 34}
+    before = {name: (folder / name).read_bytes() for name in ("figures/cost.svg", "merges.csv", "tables.md")}
+    write_report(found, folder, formats, ["outputs"])
+    assert {name: (folder / name).read_bytes() for name in before} == before

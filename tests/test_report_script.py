@@ -1,0 +1,57 @@
+"""``python report.py`` as a user calls it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.runs import ROOT
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "nothing"))
+
+    def run(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, str(ROOT / "report.py"), *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+
+    return run
+
+
+def test_empty_outputs_give_a_page_that_says_what_to_run(script, tmp_path):
+    code, err = script("formats=[html,csv,png]")
+    assert code == 0, err
+    page = (tmp_path / "outputs" / "reports" / "all" / "report.html").read_text(encoding="utf-8")
+    for text in ("Nothing was measured yet", "make demo", "python train.py task=galaxy"):
+        assert text in page
+
+
+def test_faults_of_the_command_are_told_together(script):
+    code, err = script("formats=[htm]", "wandb=true", "logger=csv", "watch=x", "folder=[a]")
+    assert code == 2
+    for text in (
+        "Did you mean 'folders'",
+        "formats=[htm]: must be a list of html",
+        "wandb=true and watch=x",
+        "no project",
+    ):
+        assert text in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["folders=[outputs,nowhere]"], 1, "there is no folder nowhere"),
+        (["watch=table1"], 2, "no such sweep"),
+        (["wandb=true"], 1, "nobody is logged in"),
+    ],
+)
+def test_what_is_missing_is_named(script, tmp_path, arguments, code, text):
+    (tmp_path / "outputs").mkdir()
+    found, err = script(*arguments)
+    assert found == code
+    assert text in err

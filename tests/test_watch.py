@@ -1,0 +1,122 @@
+"""The live view of a sweep, on drawn records and on a real sweep."""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from launch.errors import CommandError
+from launch.sweep import Record, read_plan, write_plan, write_record
+from reporting.watch import best_records, find_attempt, look, render, watch
+
+JOB = Path(__file__).with_name("launch_job.py")
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Six jobs: two done (10 s each), one failed, one running, one killed, one waiting."""
+    folder = tmp_path / "sweeps" / "table1" / "1"
+    folder.mkdir(parents=True)
+    labels = [(f"lora.rank={rank}", ["python", "train.py", "task=galaxy", f"lora.rank={rank}"]) for rank in range(6)]
+    write_plan(folder, labels)
+    for job, state, score in ((0, "done", 0.7), (1, "done", 0.8), (2, "failed", None)):
+        error = "ValueError: three is bad\nmore" if state == "failed" else None
+        label, command = labels[job]
+        write_record(
+            folder,
+            Record(job, label, command, state, error=error, metric="accuracy", score=score, seconds=10.0),
+        )
+    died = subprocess.Popen([sys.executable, "-c", ""])
+    died.wait()
+    for job, pid in ((3, os.getpid()), (4, died.pid), (1, os.getpid())):
+        run = tmp_path / "runs" / f"train-{job}"
+        run.mkdir(parents=True)
+        status = {
+            "state": "running", "started": "2026-01-01T00:00:00+00:00", "pid": pid, "host": socket.gethostname(),
+            "command": labels[job][1],
+        }  # fmt: skip
+        (run / "status.json").write_text(json.dumps(status))
+    return folder
+
+
+def shown(view, width=100):
+    text = io.StringIO()
+    Console(file=text, width=width).print(render(view))
+    return text.getvalue()
+
+
+def test_every_job_is_in_its_place(tmp_path, sweep):
+    view = look(tmp_path, sweep)
+    assert view.total == 6
+    assert [label for label, _ in view.running] == ["lora.rank=3"]
+    assert view.lost == ["lora.rank=4"]
+    assert view.seconds_left() == pytest.approx(10.0)  # one waits; the running one is over its time already
+    text = shown(view)
+    for part in (
+        "table1", "2 done", "1 failed", "1 running", "1 killed", "of 6", "about 10 s left", "lora.rank=1",
+        "ValueError: three is bad", "its process is gone",
+    ):  # fmt: skip
+        assert part in text
+    assert "more" not in text
+
+
+def test_the_end(tmp_path, sweep):
+    (sweep / "summary.json").write_text("[]")
+    view = look(tmp_path, sweep)
+    assert view.ended
+    assert view.seconds_left() is None
+    assert "(ended)" in shown(view)
+    text = io.StringIO()
+    terminal = Console(file=text, force_terminal=True, width=100)
+    watch(tmp_path, "table1", 0.01, terminal)  # comes back by itself
+    assert "2 done" in text.getvalue()
+
+
+def test_the_best_in_the_metrics_direction():
+    records = [
+        Record(job, str(job), ["train.py", f"task={task}"], "done", metric=metric, score=score)
+        for job, (task, metric, score) in enumerate(
+            [
+                ("g", "accuracy", 0.7),
+                ("g", "accuracy", 0.8),
+                ("a", "rmse", 0.9),
+                ("a", "rmse", 1.1),
+                ("f", "accuracy", 0.1),
+            ]
+        )
+    ]
+    assert [record.job for record in best_records(records)] == [1, 2, 4]
+
+
+def test_the_newest_attempt_and_the_latest_sweep(tmp_path, sweep):
+    (sweep.parent / "10").mkdir()
+    (sweep.parent / "9").mkdir()
+    other = tmp_path / "sweeps" / "pairs" / "1"
+    other.mkdir(parents=True)
+    os.utime(other, (2e9, 2e9))
+    assert find_attempt(tmp_path, "table1").name == "10"
+    assert find_attempt(tmp_path, "latest") == other
+    with pytest.raises(CommandError, match=r"Did you mean 'table1'\? Known: pairs, table1"):
+        find_attempt(tmp_path, "tabel1")
+
+
+def test_a_real_sweep_leaves_its_plan(tmp_path):
+    own = ["task=classification", "name=x", "data=image_folder", "data.root=pictures", "logger=csv", "sweep.name=s"]
+    done = subprocess.run(
+        [sys.executable, str(JOB), "-m", *own, "lora.rank=0,3"], cwd=tmp_path, capture_output=True, check=False
+    )
+    assert done.returncode == 1
+    folder = find_attempt(tmp_path / "outputs", "s")
+    assert [label for label, _ in read_plan(folder)] == ["lora.rank=0", "lora.rank=3"]
+    view = look(tmp_path / "outputs", folder)
+    assert (view.total, view.ended, view.running) == (2, True, [])
+    assert "ValueError: three is bad" in shown(view)
+    commands = {tuple(command) for _, command in read_plan(folder)}
+    for file in (tmp_path / "outputs" / "runs").glob("*/status.json"):
+        assert tuple(json.loads(file.read_text())["command"]) in commands
