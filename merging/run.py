@@ -137,7 +137,7 @@ def summarise(sets: Sequence[Sequence[str]], folder: Path, config: MergeConfig, 
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for realign in dict.fromkeys(row["realign"] for row in rows):
         kept = [row["retention"] for row in rows if row["realign"] == realign]
         found |= {f"{realign}/mean": statistics.mean(kept), f"{realign}/lowest": min(kept)}
