@@ -1,14 +1,13 @@
 """The pixel cache: every picture decoded, cropped and resized once, then read from a memory map."""
 
-import collections
 import hashlib
 import io
 import json
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from datamodules.crop import Box, Fit, crop_region, crop_resize, to_crop
 from datamodules.decode import MAX_PIXELS, BrokenImageError
 from datamodules.hashes import cpu_count
 from datamodules.locks import locked
+from datamodules.ordered import in_order
 from datamodules.sources import human_bytes
 from launch.errors import DataError
 from launch.files import atomic_folder, atomic_write, write_json
@@ -236,18 +236,4 @@ def _render_all(
     workers = cpu_count()
     with ThreadPoolExecutor(workers) as pool:
         work = (pool.submit(render, row, None if source.parallel else load(row)) for row in rows)
-        yield from _in_order(work, 4 * workers)
-
-
-def _in_order(work: Iterable[Future[Rendered]], most: int) -> Iterator[Rendered]:
-    waiting: collections.deque[Future[Rendered]] = collections.deque()
-    try:
-        for future in work:
-            waiting.append(future)
-            if len(waiting) >= most:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
+        yield from in_order(work, 4 * workers)

@@ -56,7 +56,12 @@ def detect_faces(
     return found[:, :2], found[:, 2:]
 
 
-def _nearest_to_centre(picture: np.ndarray) -> list[float]:
+def find_faces(picture: np.ndarray) -> list[list[float]]:
+    """Boxes of all frontal faces, left to right: left, top, right, bottom in picture pixels, may stick out.
+
+    Args:
+        picture: uint8 (H, W, 3).
+    """
     height, width = picture.shape[:2]
     factor = -(-max(width, height) // LONGEST)
     small = picture if factor == 1 else np.asarray(Image.fromarray(picture).reduce(factor))
@@ -67,9 +72,14 @@ def _nearest_to_centre(picture: np.ndarray) -> list[float]:
     found = detector(small, 0)
     _IDLE.put(detector)
     # dlib's right and bottom are the last pixels inside.
-    boxes = [[factor * edge for edge in (box.left(), box.top(), box.right() + 1, box.bottom() + 1)] for box in found]
+    edges = [(box.left(), box.top(), box.right() + 1, box.bottom() + 1) for box in found]
+    return sorted([float(factor * edge) for edge in box] for box in edges)
+
+
+def _nearest_to_centre(picture: np.ndarray) -> list[float]:
+    height, width = picture.shape[:2]
     return min(
-        boxes,
+        find_faces(picture),
         key=lambda box: ((box[0] + box[2] - width) ** 2 + (box[1] + box[3] - height) ** 2, box),
         default=[math.nan] * 4,
     )

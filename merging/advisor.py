@@ -19,7 +19,8 @@ from launch.runs import Run
 from merging.conflict import conflict, interference
 from merging.evaluate import merge_set, predict_set
 from merging.members import Member
-from merging.run import Bench, merge_function, open_bench, require_delta
+from merging.methods import merge_function, require_delta
+from merging.run import Bench, open_bench
 
 log = logging.getLogger(__name__)
 QUIET, TOLD_APART = 0.25, 0.1  # below these, interference is harmless and a conflict small

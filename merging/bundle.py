@@ -42,6 +42,7 @@ def save_merged(
     recipe: Mapping[str, Any],
     backbone: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
+    made: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the model of one merge whole, or leaves what was at ``path``.
 
@@ -49,7 +50,8 @@ def save_merged(
         frozen: plain backbone, float32, nothing folded.
         recipe: ``method``, ``merge`` (its config), ``realign``, ``images``.
         backbone: ``name``, ``image_size``, ``fingerprint``, ``mean`` and ``std``.
-        rows: the merge's scores.
+        rows: the merge's scores, or those of the set that this one was made from by adding and removing tasks.
+        made: provenance of that set, None for now: a model that is rebuilt has the same bytes on every day.
     """
     state, base = folded_state(frozen, merged.delta)
     heads = {
@@ -64,7 +66,7 @@ def save_merged(
         "tasks": {name: _task_card(member) for name, member in sorted(members.items())},
         "deep_blocks": DEPTH if merged.realign == "deep" else 0,
         "rows": list(rows),
-        "provenance": provenance(),
+        "provenance": provenance() if made is None else dict(made),
     }
     with atomic_folder(path) as folder:
         safetensors.torch.save_file(dict(sorted(state.items())), folder / BACKBONE, metadata={"format": "pt"})
@@ -176,13 +178,15 @@ def _readme(card: Mapping[str, Any]) -> str:
         f"Merged by `{recipe['method']}`, realign `{recipe['realign']}`, into `{backbone['name']}` at "
         f"{backbone['image_size']} px: one backbone pass answers every task.",
         "",
-        "| task | metric | merged | alone | retention |",
-        "|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {row['task']} | {row['metric']} | {row['score']:.4f} | {row['single']:.4f} | {row['retention']:.3f} |"
-        for row in card["rows"]
-    ]
+    if {row["task"] for row in card["rows"]} == set(card["tasks"]):
+        lines += ["| task | metric | merged | alone | retention |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {row['task']} | {row['metric']} | {row['score']:.4f} | {row['single']:.4f} | {row['retention']:.3f} |"
+            for row in card["rows"]
+        ]
+    else:
+        lines.append(f"This set was not scored yet: `python merge.py tasks=[{','.join(card['tasks'])}]`.")
     lines += [
         "",
         "`backbone.safetensors` is a plain timm state dict; `card.json` has the recipe. Data: "

@@ -1,8 +1,6 @@
 """A merge run from a checked config: adapters, backbone, images, then set after set, each scored and kept."""
 
 import functools
-import importlib
-import inspect
 import json
 import logging
 import statistics
@@ -18,9 +16,9 @@ from rich.table import Table
 from timm.models import PretrainedCfg
 from timm.models.vision_transformer import VisionTransformer
 
-from launch.errors import AdapterError, CommandError
+from launch.errors import AdapterError
 from launch.files import write_json
-from launch.merge_schema import MergeConfig, method_file
+from launch.merge_schema import MergeConfig
 from launch.progress import track
 from launch.runs import Run
 from launch.schema import Backbone as BackboneConfig
@@ -30,9 +28,9 @@ from lightning_modules.model import MLPHead
 from lightning_modules.module import AUTOCAST
 from lightning_modules.tracking import log_summary, log_table, open_loggers
 from merging.bundle import save_merged
-from merging.delta import Delta
 from merging.evaluate import COLUMNS, PREDICTED, Merged, merge_set, predict_set, score_set
 from merging.members import Member, bundle_path, read_member, require_bundles
+from merging.methods import merge_function
 from merging.workbench import Workbench, open_images
 
 log = logging.getLogger(__name__)
@@ -87,7 +85,7 @@ def merge(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[st
 def merge_all(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[str, Any]:
     """What ``merge`` does, without loggers."""
     opened = open_bench(config, bundles)
-    method = merge_function(config.merge)
+    method = functools.partial(merge_function(config.merge), opened.bench)
     sets = config.chosen_sets()
     folder = run.path / "sets"
     opened.bench.scratch = run.path / "scratch"
@@ -95,7 +93,7 @@ def merge_all(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dic
         file = folder / f"{'+'.join(tasks)}.json"
         if file.exists():
             continue
-        merges = merge_set(opened.bench, tasks, functools.partial(method, opened.bench), config.realigns, config.images)
+        merges = merge_set(opened.bench, tasks, method, config.realigns, config.images)
         expected = predict_set(opened.bench, merges, config.advice_images)
         rows = score_set(opened.bench, merges, config.split, opened.head_only)
         rows = [row | told for row, told in zip(rows, expected, strict=True)]
@@ -162,50 +160,6 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
             f"of {len(kept)} members",
             markup=False, highlight=False,
         )  # fmt: skip
-
-
-def merge_function(config: Mapping[str, Any]) -> Callable[[Workbench, Sequence[str]], Delta | None]:
-    """(bench, tasks) -> merged delta, by the function and the arguments that ``merge`` names.
-
-    Raises:
-        CommandError: the function is not one of ours.
-    """
-    target = str(config["_target_"])
-    file, name = method_file(target)
-    if file is None or not file.is_file():
-        raise CommandError(f"merge._target_={target}: no such merge of ours.")
-    function = getattr(importlib.import_module(target.rpartition(".")[0]), name)
-    wanted = inspect.signature(function).parameters
-    hyper = {key: value for key, value in config.items() if key not in ("_target_", "_partial_", "weights")}
-
-    def call(bench: Workbench, tasks: Sequence[str]) -> Delta | None:
-        members = {task: bench.members[task] for task in tasks}
-        given = dict(hyper)
-        if "grams" in wanted:
-            given["grams"] = {task: member.grams or {} for task, member in members.items()}
-        if "bench" in wanted:
-            given["bench"] = bench
-        deltas = {task: require_delta(member) for task, member in members.items()}
-        weights = config.get("weights")
-        if weights is not None:
-            weights = {task: weights.get(task, 1.0) for task in tasks}
-        merged: Delta | None = function(deltas, weights=weights, **given)
-        return merged
-
-    return call
-
-
-def require_delta(member: Member) -> Delta:
-    """The member's delta.
-
-    Raises:
-        AdapterError: it has rank 0.
-    """
-    if member.delta is None:
-        raise AdapterError(
-            f"{member.bundle.path} has rank 0: a head on the frozen backbone, nothing to merge. Take lora.rank=16."
-        )
-    return member.delta
 
 
 def open_bench(config: MergeConfig, bundles: Mapping[str, Path]) -> Bench:

@@ -16,7 +16,7 @@ from merging.bundle import read_parts
 from merging.evaluate import COLUMNS
 from merging.linear import cat
 from merging.members import read_member
-from merging.run import require_delta
+from merging.methods import require_delta
 from tests.conftest import SIZE, TINY
 from tests.merge_cases import SHIPPED
 from tests.merge_runs import merge_config, merge_here, merge_process, train_members

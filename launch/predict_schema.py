@@ -1,0 +1,56 @@
+"""What ``predict.py`` may be told: a model, pictures, and where the answers go."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from launch.merge_schema import MergedBackbone, Tasks
+from launch.schema import Check, Logger, Paths, Strict, Sweep, Text
+
+OUTPUTS = (".csv", ".jsonl", ".parquet")
+
+
+def _output(output: str | None) -> Iterator[str]:
+    if output is not None and Path(output).suffix.lower() not in OUTPUTS:
+        yield f"output={output}: the name must end in {', '.join(OUTPUTS)}."
+
+
+class PredictConfig(Strict):
+    """Config of ``predict.py``."""
+
+    model: Text = Field(description="the folder of a merged model or of an adapter")
+    images: Text | Annotated[list[Text], Field(min_length=1)] = Field(
+        description="a picture, a folder, a glob, a CSV, or a list [a,b]"
+    )
+    column: Text = Field(description="the column of a CSV that holds the files")
+    tasks: Tasks | None = Field(description="a list of tasks [a,b], or null (all)")
+    output: Text | None = Field(description="a file .csv, .jsonl or .parquet, or null (made from the model's name)")
+    pictures: Text | None = Field(description="a folder for pictures with the answers drawn, or null")
+    faces: Literal["none", "detect"] = Field(description="none or detect")
+    batch_size: int = Field(ge=1, description="a whole number, 1 or more")
+    max_pixels: int = Field(ge=1, description="a whole number of pixels, 1 or more")
+    backbone: MergedBackbone
+    precision: Literal["auto", "32-true", "bf16-mixed"] = Field(description="auto, 32-true or bf16-mixed")
+    device: Text = Field(description="auto, cpu, cuda, cuda:1, ...")
+    logger: Logger = Field(default_factory=Logger, description="logger=csv")
+    sweep: Sweep
+    paths: Paths
+
+    checks: ClassVar[tuple[Check, ...]] = ((("output",), _output),)
+
+    @property
+    def title(self) -> str:
+        """The readable part of the job's name."""
+        return Path(self.model).name
+
+    @property
+    def image_list(self) -> list[str]:
+        """``images`` as a list."""
+        return [self.images] if isinstance(self.images, str) else self.images
+
+    @property
+    def output_file(self) -> str:
+        """Where the answers go."""
+        return self.output or f"{self.paths.outputs}/predictions/{Path(self.model).expanduser().absolute().name}.csv"

@@ -1,0 +1,286 @@
+"""A merged model, or a single adapter, in use.
+
+    model = load("outputs/models/age_class+galaxy-gram-none-r16-s0")
+    model(images)                                 # {"age_class": (B, 9), "galaxy": (B, 10)} from one backbone pass
+    model.add("outputs/adapters/emotion/r16-s0")  # merged anew from the stored adapters, nothing is trained
+    model.remove("galaxy")
+    model.save("outputs/models/faces")
+
+A model depends on its recipe and on the set of its tasks alone: the order in which they came leaves no trace, and
+removing what was added gives the same bytes of every file.
+"""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import PretrainedCfg
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from datamodules.datamodule import normalize
+from launch.errors import AdapterError, WeightsError
+from launch.files import atomic_folder
+from launch.schema import Backbone
+from lightning_modules.adapter import CARD
+from lightning_modules.backbone import create_backbone, fingerprint
+from lightning_modules.building import plain_backbone
+from lightning_modules.model import MLPHead, MultiTaskModel
+from lightning_modules.tasks import Task
+from merging.bundle import BASE, MEMBERS, read_parts, read_tensors, save_merged
+from merging.evaluate import Merged
+from merging.features import TokenReader, class_token
+from merging.fold import folded_state
+from merging.members import Member, read_member
+from merging.methods import merge_members, needs_images
+from merging.views import View, check_name, read_card, read_view
+
+
+class AnsweringModel(MultiTaskModel):
+    """A plain timm backbone with a head per task, frozen, in evaluation mode.
+
+    Attributes:
+        tasks: how each task sees pictures and what it answers, by name.
+        card: of the bundle.
+        members: folder of each task's adapter; empty where the model is a single adapter.
+        image_size: side of the images in pixels.
+        mean, std: of the normalisation.
+    """
+
+    backbone: VisionTransformer
+
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        heads: Mapping[str, MLPHead],
+        tasks: Mapping[str, View],
+        card: Mapping[str, Any],
+        members: Mapping[str, Path],
+        base: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__(backbone, heads)
+        self.tasks, self.card, self.members = dict(tasks), dict(card), dict(members)
+        self._base = dict(base)
+        self._folder: Path | None = None  # that holds the very same model
+        self.image_size = int(card["backbone"]["image_size"])
+        self.mean, self.std = tuple(card["backbone"]["mean"]), tuple(card["backbone"]["std"])
+        self.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.backbone.parameters()).device
+
+    def forward(self, images: Tensor, tasks: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """(B, out) of each task asked for (None: all), from one pass.
+
+        Classes come as logits, points as x0, y0, x1, ... in crop coordinates (0 and 1 are the crop's edges), numbers as
+        they were learned (``View.factor``).
+
+        Args:
+            images: uint8 (B, S, S, 3) as ``datamodules.crop.crop_resize`` makes them, or normalised (B, 3, S, S).
+        """
+        names = list(self.heads if tasks is None else tasks)
+        return self.read(self.features(images, names), names)
+
+    def features(self, images: Tensor, tasks: Iterable[str]) -> Tensor:
+        """What the heads of these tasks read: class tokens (B, d), or deep features (B, 8 d) where one needs them."""
+        images = normalize(images, self.mean, self.std)
+        if not any(self._is_deep(name) for name in tasks):
+            token: Tensor = self.backbone(images)
+            return token
+        with TokenReader(self.backbone) as reader:
+            self.backbone.forward_features(images)
+            return reader.take()
+
+    def read(self, features: Tensor, tasks: Iterable[str]) -> dict[str, Tensor]:
+        """The heads' answers to ``features``, (B, out) by task."""
+        token = class_token(features, int(self.backbone.num_features))
+        return {name: self.heads[name](features if self._is_deep(name) else token) for name in tasks}
+
+    def _is_deep(self, task: str) -> bool:
+        head: Any = self.heads[task]
+        return bool(head.hidden.in_features != self.backbone.num_features)
+
+    def add(self, path: str | Path) -> None:
+        """Merges the adapter of one more task in.
+
+        Raises:
+            AdapterError: no bundle there, one of another backbone, its task is in the model already, or the merge
+                needs images; the model stays as it was.
+        """
+        folder = Path(path).expanduser()
+        name = check_name(str((read_card(folder).get("task") or {}).get("name")), folder / CARD)
+        if name in self.members:
+            raise AdapterError(f"{folder} is of task {name}, which the model has already; remove it first.")
+        self._rebuild(self.members | {name: folder})
+
+    def remove(self, task: str) -> None:
+        """Takes one task out, as if it had never been merged in.
+
+        Raises:
+            AdapterError: no such task, it is the last one, or the merge needs images; the model stays as it was.
+        """
+        if task not in self.tasks:
+            raise AdapterError(f"The model has no task {task!r}; it has {', '.join(self.tasks)}.")
+        if len(self.tasks) == 1:
+            raise AdapterError(f"{task} is the model's only task; without it there is no model.")
+        self._rebuild({name: path for name, path in self.members.items() if name != task})
+
+    def save(self, path: str | Path) -> None:
+        """Writes the bundle whole, members included, or leaves what was at ``path``.
+
+        Raises:
+            UserError: cannot be written.
+        """
+        folder = Path(path).expanduser()
+        if self._folder is not None:
+            with atomic_folder(folder) as temporary:
+                shutil.copytree(self._folder, temporary, dirs_exist_ok=True)
+            return
+        members, delta, heads = self._merge(self.members)
+        card = self.card
+        merged = Merged(delta, heads, card["recipe"]["realign"], 0.0, 0)
+        save_merged(
+            folder, self._frozen(), members, merged, card["recipe"], card["backbone"], card["rows"], card["provenance"]
+        )
+        self.members = {name: folder / MEMBERS / name for name in members}
+        self._folder = folder
+
+    def _merge(self, paths: Mapping[str, Path]) -> tuple[dict[str, Member], Any, dict[str, MLPHead]]:
+        self._require_rebuildable(paths)
+        mark = self.card["backbone"]["fingerprint"]
+        members = {name: read_member(path, mark) for name, path in sorted(paths.items())}
+        delta = merge_members(self.card["recipe"]["merge"], members)
+        return members, delta, {name: member.head for name, member in members.items()}
+
+    def _rebuild(self, paths: Mapping[str, Path]) -> None:
+        members, delta, heads = self._merge(paths)
+        frozen = self._frozen()
+        state, base = folded_state(frozen, delta)
+        device = self.device
+        self.backbone.load_state_dict(state)
+        self._base, self._folder = base, None
+        self.members = {name: paths[name] for name in members}
+        self.heads = torch.nn.ModuleDict(heads).to(device)
+        self.tasks = {
+            name: read_view(member.task, member.bundle.card["data"].get("fit"), member.bundle.card)
+            for name, member in members.items()
+        }
+
+    def _frozen(self) -> VisionTransformer:
+        """The backbone before anything was folded into it, float32, on the CPU.
+
+        Raises:
+            AdapterError: it is not the one that the adapters were trained on.
+        """
+        made = self.card["backbone"]
+        state = {name: value.detach().cpu() for name, value in self.backbone.state_dict().items()} | self._base
+        frozen = create_backbone(made["name"], self.image_size)
+        frozen.load_state_dict(state)
+        if fingerprint(frozen) != made["fingerprint"]:
+            raise AdapterError(
+                f"The model's frozen weights ({BASE}) are not those of its card (fingerprint "
+                f"{made['fingerprint'][:12]}), or the model was cast from float32; load it again or merge it anew."
+            )
+        return frozen
+
+    def _require_rebuildable(self, paths: Mapping[str, Path]) -> None:
+        recipe = self.card.get("recipe")
+        if recipe is None:
+            raise AdapterError(
+                "This model is a single adapter: it says nothing of how to merge. "
+                f"Merge: python merge.py tasks=[{','.join(sorted(paths))}] merge=gram"
+            )
+        realign, method = recipe["realign"], recipe["method"]
+        reasons = []
+        if realign != "none":
+            reasons.append(f"its heads were fitted to images of each task (realign={realign})")
+        if needs_images(recipe["merge"]):
+            reasons.append(f"its merge ({method}) looks at images of each task")
+        if reasons:
+            new = {name: path for name, path in paths.items() if name not in self.members}
+            given = "".join(f" +adapters.{name}={path}" for name, path in new.items())
+            raise AdapterError(
+                f"This model cannot be merged anew from its adapters alone: {' and '.join(reasons)}. With the images: "
+                f"python merge.py tasks=[{','.join(sorted(paths))}] merge={method} realign={realign}{given}"
+            )
+
+
+def load(path: str | Path, weights: str | None = None, cache: Path = Path("outputs/cache")) -> AnsweringModel:
+    """A merged model, or the adapter of one task on its backbone, whichever lies there.
+
+    Args:
+        path: folder of a bundle.
+        weights: of a single adapter's backbone: ``hub``, ``package`` or a file; None: as it was trained. A merged
+            model brings its own.
+        cache: folder for weights that come from a package.
+
+    Raises:
+        AdapterError: missing, damaged, foreign, or made for another backbone.
+        WeightsError: a single adapter's backbone cannot be had.
+    """
+    folder = Path(path).expanduser()
+    is_adapter = folder.is_dir() and "task" in read_card(folder)
+    model = _load_adapter(folder, weights, cache) if is_adapter else _load_merged(folder)
+    model._folder = folder
+    return model
+
+
+def _load_merged(folder: Path) -> AnsweringModel:
+    card, state, heads = read_parts(folder)
+    members, tasks = {}, {}
+    for name, told in card["tasks"].items():
+        own = folder / MEMBERS / check_name(name, folder / CARD)
+        members[name] = own
+        tasks[name] = read_view(_task(name, told, folder), told.get("fit"), read_card(own) if own.is_dir() else {})
+    try:
+        backbone = create_backbone(card["backbone"]["name"], int(card["backbone"]["image_size"]))
+        backbone.load_state_dict(state)
+        return AnsweringModel(backbone, heads, tasks, card, members, read_tensors(folder / BASE))
+    except (KeyError, TypeError, ValueError) as error:
+        raise AdapterError(f"{folder / CARD} does not tell the backbone ({error!r}); merge it anew.") from error
+    except RuntimeError as error:
+        raise AdapterError(f"{folder}: its weights do not fit the backbone of its card ({error}).") from error
+
+
+def _task(name: str, told: Mapping[str, Any], folder: Path) -> Task:
+    try:
+        classes, corners = told["classes"], told["eye_corners"]
+        return Task(
+            name=name,
+            kind=told["kind"],
+            metric=told["metric"],
+            outputs=told["outputs"],
+            classes=None if classes is None else tuple(classes),
+            eye_corners=None if corners is None else tuple(corners),
+        )
+    except (KeyError, TypeError) as error:
+        raise AdapterError(f"{folder / CARD} does not tell task {name} ({error!r}); merge it anew.") from error
+
+
+def _load_adapter(folder: Path, weights: str | None, cache: Path) -> AnsweringModel:
+    member = read_member(folder)
+    made, config = member.bundle.card["backbone"], member.bundle.card.get("config") or {}
+    source = weights or (config.get("backbone") or {}).get("weights", "hub")
+    described = Backbone(name=made["name"], weights=source, image_size=made["image_size"])
+    try:
+        frozen, told = plain_backbone(described, cache)
+    except WeightsError as error:
+        raise WeightsError(f"{folder} needs its backbone {made['name']}: {error}") from error
+    if told["fingerprint"] != made["fingerprint"]:
+        raise AdapterError(
+            f"The backbone {made['name']} with weights {source} (fingerprint {told['fingerprint'][:12]}) is not "
+            f"the one that {folder} was trained on ({made['fingerprint'][:12]}). Give backbone.weights=FILE."
+        )
+    state, base = folded_state(frozen, member.delta)
+    frozen.load_state_dict(state)
+    pretrained = timm.get_pretrained_cfg(made["name"]) or PretrainedCfg()
+    data = member.bundle.card["data"]
+    card = {"backbone": dict(made) | {"mean": pretrained.mean, "std": pretrained.std}, "task": member.name}
+    view = read_view(member.task, data.get("fit"), member.bundle.card)
+    name = check_name(member.name, folder / CARD)
+    return AnsweringModel(frozen, {name: member.head}, {name: view}, card, {name: folder}, base)

@@ -1,0 +1,82 @@
+"""What ``images=`` may name: a picture, a folder, a glob, a CSV, or a list of them. Nothing is listed in memory."""
+
+import csv
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from datamodules.decode import SUFFIXES
+from launch.errors import CommandError, DataError, nearest
+
+
+def check_images(images: Sequence[str]) -> None:
+    """Cheap: looks at names only.
+
+    Raises:
+        CommandError: there is no such file or folder, or a glob that nothing matches.
+    """
+    for text in images:
+        path = Path(text).expanduser()
+        if path.exists():
+            continue
+        if not glob.has_magic(text):
+            folder = path.parent
+            near = (
+                nearest(path.name, (entry.name for entry in folder.iterdir()))
+                if folder.is_dir()
+                else f" There is no folder {folder}."
+            )
+            raise CommandError(f"images={text}: there is no such file or folder.{near}")
+        if next(glob.iglob(str(path), recursive=True), None) is None:  # noqa: PTH207 - takes absolute patterns
+            raise CommandError(
+                f"images={text}: nothing matches. Quote it for the shell, e.g. 'images=\"DIR/**/*.jpg\"'."
+            )
+
+
+def list_pictures(images: Sequence[str], column: str = "file") -> Iterator[Path]:
+    """Paths of pictures, one by one, a folder's sorted by name.
+
+    Folders are searched to the bottom for files with a picture's suffix (those that begin with a dot are passed over,
+    links to folders are not followed); files that are named, matched by a glob or listed in a CSV are taken whatever
+    their suffix.
+
+    Args:
+        column: of a CSV that holds the files, relative to the CSV's folder or absolute.
+
+    Raises:
+        DataError: a CSV cannot be read or has no such column.
+    """
+    for text in images:
+        path = Path(text).expanduser()
+        if path.is_dir():
+            yield from _walk(path)
+        elif path.is_file():
+            yield from _read_csv(path, column) if path.suffix.lower() == ".csv" else [path]
+        elif glob.has_magic(text):
+            matches = map(Path, glob.iglob(str(path), recursive=True))  # noqa: PTH207 - takes absolute patterns
+            yield from (match for match in matches if match.is_file())
+        else:
+            yield path  # gone since the command was checked: told as unreadable
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield Path(folder) / name
+
+
+def _read_csv(path: Path, column: str) -> Iterator[Path]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            if column not in (rows.fieldnames or []):
+                found = ", ".join(rows.fieldnames or []) or "nothing"
+                raise DataError(f"{path} has no column {column!r} but: {found}. Name the files' one: column=NAME")
+            for row in rows:
+                if row[column]:
+                    yield path.parent / row[column]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as a CSV in UTF-8: {error}.") from error
