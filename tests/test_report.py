@@ -131,6 +131,27 @@ def test_a_merges_other_metrics_are_rows_of_their_own(tmp_path):
     assert reason == "scored on the val split; a report holds test scores"
 
 
+def test_a_joint_training_stands_beside_the_merges(tmp_path):
+    write_train_run(tmp_path, "galaxy", 16, score=0.8, metrics={"accuracy": 0.8, "macro_f1": 0.7})
+    parts = {
+        name: {"data": {"name": name}, "metric": metric, "score": score, "metrics": {metric: score, **more}}
+        for name, metric, score, more in (
+            ("galaxy", "accuracy", 0.6, {"macro_f1": 0.56}),
+            ("age_regression", "rmse", 1.0, {"rmse_years": 10.0}),
+        )
+    }
+    write_train_run(tmp_path, "emotion", 16, tasks=parts, metric="skill", hash="5" * 10)
+    found = collect([tmp_path])
+    rows = {(row["task"], row["metric"]): row for row in found.merges}
+    assert {row["method"] for row in rows.values()} == {"joint"}
+    assert rows["galaxy", "accuracy"]["retention"] == pytest.approx(0.75)
+    assert rows["galaxy", "macro_f1"]["retention"] == pytest.approx(0.8)
+    assert rows["age_regression", "rmse"]["retention"] is None
+    assert rows["age_regression", "rmse_years"]["score"] == 10.0
+    assert rows["galaxy", "accuracy"]["set"] == "age_regression+galaxy"
+    assert found.left_out == []
+
+
 def test_the_studys_numbers_are_all_in_the_tables(tmp_path):
     tables = study_tables(collect([tmp_path]))
     assert [table.name for table in tables] == ["I", "II", "III", "IV", "V", "VI", "VII", "VIII"]
