@@ -27,7 +27,7 @@ from reporting.rows import (
 
 
 def collect(folders: list[Path]) -> Collected:
-    """Reads every ``runs/*/result.json`` and ``*.csv`` of the folders, in order; a row is taken once.
+    """Reads every ``runs/*/result.json`` of the folders, then every ``*.csv``; a row is taken once.
 
     Raises:
         UserError: a folder does not exist.
@@ -44,6 +44,7 @@ def collect(folders: list[Path]) -> Collected:
         for run in runs:
             if run.is_dir() and not run.name.startswith("."):
                 _add_run(found, run, seen)
+    for folder in folders:  # after all runs, which know more of their rows than a table does
         for file in sorted(folder.glob("*.csv")):
             _add_csv(found, file, seen)
     fill_retention(found)

@@ -24,7 +24,7 @@ def test_runs_and_committed_csv_are_one_list(tmp_path):
     (committed / "table1.csv").write_text(
         "data,backbone,task,rank,seed,metric,score,macro_f1,nme\nreal,vit_base,galaxy,16,0,accuracy,0.79,0.76,\n"
     )
-    found = collect([outputs, committed])
+    found = collect([committed, outputs])
     assert len(found.merges) == 40
     assert [row["score"] for row in found.merges] == pytest.approx([row["score"] for row in rows])
     assert {found.origins[row["origin"]]["kind"] for row in found.merges} == {"merge", "csv"}
