@@ -1,50 +1,61 @@
-"""A few test pictures with what the model answers, for people: files in the run folder and a table in W&B.
+"""A few test pictures with what the model said, for a report: ``<run>/examples/examples.json`` and the pictures.
 
-``<run>/examples/examples.json`` is read by ``reporting.examples``; its docstring tells the layout.
+``reporting.examples`` reads them and tells the layout.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from lightning.pytorch.loggers import Logger
 from PIL import Image
-from torch import Tensor
 
-from datamodules.datamodule import ImageDataModule, normalize
 from launch.files import atomic_folder, write_json
-from lightning_modules.model import MultiTaskModel
+from lightning_modules.pictures import Answers, Images
 from lightning_modules.tasks import Task
+from lightning_modules.tracking import log_table
 
-COUNT = 12  # the same pictures in every run on the same data
+COUNT = 12  # spread over the test set, so the same pictures in every run on the same data
 
 
-@torch.no_grad()
-def save_examples(
-    folder: Path, model: MultiTaskModel, data: ImageDataModule, task: Task, device: torch.device, count: int = COUNT
-) -> list[dict[str, Any]]:
-    """Writes ``count`` test pictures, targets and answers; returns the list that ``examples.json`` holds.
+def save_examples(folder: Path, tested: Mapping[str, tuple[Task, Answers, Images]]) -> list[dict[str, Any]]:
+    """Writes ``COUNT`` test pictures of each task, targets and answers; returns what ``examples.json`` holds.
 
-    Points are in [0, 1] of the picture, classes by name, numbers as they are.
+    Classes come by name, numbers as they are, points in [0, 1] of the picture.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
     examples: list[dict[str, Any]] = []
-    model.to(device).eval()
     with atomic_folder(folder) as new:
-        for batch in data.plain_dataloader("test", count):
-            images = normalize(batch["image"].to(device), data.mean, data.std)
-            answers = task.predict(model(images, [task.name])[task.name]).cpu()
-            for picture, target, answer in zip(batch["image"], batch["target"], answers, strict=True):
+        for task, answers, images in tested.values():
+            order = np.argsort(answers.index, kind="stable")
+            chosen = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), COUNT)).round().astype(int))]
+            for position, picture in zip(chosen, images(answers.index[chosen]), strict=True):
                 name = f"{len(examples):02}.png"
-                Image.fromarray(picture.numpy()).save(new / name)
-                shown = {"target": _plain(task, target), "single": _plain(task, answer)}
+                Image.fromarray(picture).save(new / name)
+                said = answers.output[position]
+                if task.kind == "classification":
+                    said = said.argmax()
+                shown = {"target": _plain(task, answers.target[position]), "single": _plain(task, said)}
                 examples.append({"task": task.name, "image": name, **shown})
         write_json(new / "examples.json", examples)
     return examples
 
 
-def _plain(task: Task, value: Tensor) -> str | float | list[list[float]]:
-    """A target (number, class index, points (K, 2)) as people read it."""
+def log_examples(loggers: list[Logger], folder: Path, tested: Mapping[str, tuple[Task, Answers, Images]]) -> None:
+    """Saves the examples and logs them to W&B, a table for each task."""
+    examples = save_examples(folder, tested)
+    for name in tested:
+        rows = [item for item in examples if item["task"] == name]
+        log_table(loggers, f"examples/{name}", rows, {"image": folder})
+
+
+def _plain(task: Task, value: np.ndarray) -> str | float | list[list[float]]:
+    """A target (class index, number (1,), points (K, 2)) as people read it."""
     if task.kind == "classification":
         return str(task.classes[int(value)]) if task.classes else str(int(value))
     if task.kind == "regression":
-        return round(float(value), 4)
+        return round(float(value[0]), 4)
     return [[round(float(x), 4), round(float(y), 4)] for x, y in value]

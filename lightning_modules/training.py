@@ -34,20 +34,13 @@ from lightning_modules.building import (
     quiet_lightning,
 )
 from lightning_modules.callbacks import BEST, LAST
-from lightning_modules.examples import save_examples
+from lightning_modules.examples import log_examples
 from lightning_modules.features import FeatureDataModule
 from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.module import AUTOCAST, MultiTaskModule
 from lightning_modules.pictures import Answers, draw_pictures
 from lightning_modules.tasks import Task
-from lightning_modules.tracking import (
-    define_metrics,
-    log_bundle,
-    log_picture,
-    log_summary,
-    log_table,
-    open_loggers,
-)
+from lightning_modules.tracking import define_metrics, log_bundle, log_picture, log_summary, open_loggers
 from merging.grams import collect_grams
 
 log = logging.getLogger(__name__)
@@ -119,11 +112,8 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
             result["bundle"] = str(publish(run, config, model, lora, grams, result, opened))
             if trainer.is_global_zero:
                 log_pictures(opened, run.path / "pictures", task, module.answers[task.name], images)
-            if run.is_main:
-                device, pictures = trainer.strategy.root_device, run.path / "examples"
-                with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                    answers = save_examples(pictures, model, images, task, device)
-                log_table(opened, f"examples/{task.name}", answers, {"image": pictures})
+                tested = {task.name: (task, to_answers(module.answers[task.name]), images.pictures)}
+                log_examples(opened, run.path / "examples", tested)
         log_summary(opened, {f"best/{name}": value for name, value in metrics.items()})
     shutil.rmtree(checkpoints, ignore_errors=True)
     scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
@@ -137,10 +127,15 @@ def log_pictures(
     loggers: list[Logger], folder: Path, task: Task, answers: tuple[Tensor, Tensor, Tensor], data: ImageDataModule
 ) -> None:
     """Draws what the model said of the test set into ``folder`` and hands the pictures to the loggers."""
-    output, target, index = (part.numpy() for part in answers)
     title = f"{task.name} on {data.source.name}"
-    for path in draw_pictures(folder, task, Answers(output, target, index), data.pictures, title):
+    for path in draw_pictures(folder, task, to_answers(answers), data.pictures, title):
         log_picture(loggers, f"test/{task.name}/{path.stem}", path)
+
+
+def to_answers(tensors: tuple[Tensor, Tensor, Tensor]) -> Answers:
+    """Output, target and index of a tested module as arrays."""
+    output, target, index = (part.numpy() for part in tensors)
+    return Answers(output, target, index)
 
 
 def run_loggers(run: Run, config: Training, tags: list[str]) -> AbstractContextManager[list[Logger]]:

@@ -5,13 +5,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from reporting.rows import backbone_name
+
 MAX_POINTS = 120  # of one curve: more than a figure can show
-
-
-def backbone_name(result: dict[str, Any]) -> str:
-    """Name and image size, as merge rows have it: vit_base_patch16_224@224."""
-    card = result["backbone"]
-    return f"{card['name']}@{card['image_size']}" if card.get("image_size") else str(card["name"])
 
 
 def read_curves(run: Path, result: dict[str, Any], origin: int) -> list[dict[str, Any]]:
@@ -40,7 +36,7 @@ def read_curves(run: Path, result: dict[str, Any], origin: int) -> list[dict[str
     return [
         {
             "task": task, "metric": metric, "rank": result["lora"]["rank"], "seed": result["seed"],
-            "data": result["data"]["name"], "backbone": backbone_name(result), "origin": origin,
+            "data": result["data"]["name"], "backbone": backbone_name(result["backbone"]), "origin": origin,
             "best": result.get("best_epoch"), "points": [[epoch, round(values[epoch], 6)] for epoch in kept],
         }
     ]  # fmt: skip

@@ -9,13 +9,25 @@ import yaml  # type: ignore[import-untyped]
 
 from launch.errors import UserError, nearest
 from launch.runs import SCHEMA_VERSION
-from reporting.curves import backbone_name, read_curves
+from reporting.curves import read_curves
 from reporting.examples import read_examples
-from reporting.rows import MERGE_DEMANDED, TRAIN_DEMANDED, Collected, Row, RowError, merge_row, merge_rows, train_rows
+from reporting.rows import (
+    MERGE_DEMANDED,
+    TRAIN_DEMANDED,
+    Collected,
+    Row,
+    RowError,
+    backbone_name,
+    fill_retention,
+    joint_rows,
+    merge_row,
+    merge_rows,
+    train_rows,
+)
 
 
 def collect(folders: list[Path]) -> Collected:
-    """Reads every ``runs/*/result.json`` and ``*.csv`` of the folders, in order; a row is taken once.
+    """Reads every ``runs/*/result.json`` of the folders, then every ``*.csv``; a row is taken once.
 
     Raises:
         UserError: a folder does not exist.
@@ -32,8 +44,10 @@ def collect(folders: list[Path]) -> Collected:
         for run in runs:
             if run.is_dir() and not run.name.startswith("."):
                 _add_run(found, run, seen)
+    for folder in folders:  # after all runs, which know more of their rows than a table does
         for file in sorted(folder.glob("*.csv")):
             _add_csv(found, file, seen)
+    fill_retention(found)
     return found
 
 
@@ -52,9 +66,7 @@ def _add_run(found: Collected, run: Path, seen: set[tuple[Any, ...]]) -> None:
         return
     origin = _origin(run, result)
     try:
-        given = _rows_of_result(result)
-        kind = result["what"]
-        rows = [row for item in given for row in (merge_rows(item) if kind == "merge" else train_rows(item))]
+        kind, rows = _rows_of_result(result)
     except (RowError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else _one_line(error)
         found.left_out.append((str(file), f"a {result['what']} result of an unknown layout: {reason}"))
@@ -67,15 +79,18 @@ def _add_run(found: Collected, run: Path, seen: set[tuple[Any, ...]]) -> None:
     found.examples += read_examples(run, number, found.left_out)
 
 
-def _rows_of_result(result: dict[str, Any]) -> list[dict[str, Any]]:
+def _rows_of_result(result: dict[str, Any]) -> tuple[str, list[Row]]:
+    """``merge`` or ``train``, which says what the rows are, and the rows."""
     if result["what"] == "merge":
-        return list(result["rows"])
+        return "merge", [row for item in result["rows"] for row in merge_rows(item)]
+    if "tasks" in result:
+        return "merge", list(joint_rows(result))
     row = {
-        "data": result["data"]["name"], "backbone": backbone_name(result), "task": result["task"]["name"],
+        "data": result["data"]["name"], "backbone": backbone_name(result["backbone"]), "task": result["task"]["name"],
         "rank": result["lora"]["rank"], "seed": result["seed"], "metric": result["metric"], "score": result["score"],
         "epochs": result.get("epochs"), "seconds": (result.get("seconds") or {}).get("fit"),
     }  # fmt: skip
-    return [result["metrics"] | row]
+    return "train", list(train_rows(result["metrics"] | row))
 
 
 def _foreign(result: Any) -> str | None:

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from launch.checks import HIGHER_IS_BETTER
 from reporting.rows import (
     MERGE_COLUMNS,
     MERGE_FURTHER,
@@ -19,6 +18,7 @@ from reporting.rows import (
     TRAIN_COLUMNS,
     Collected,
     Row,
+    higher_is_better,
     primary_metrics,
 )
 from reporting.summaries import means, own_metric
@@ -72,7 +72,7 @@ def payload(found: Collected) -> dict[str, Any]:
         "curves": found.curves[:MAX_CURVES],
         "examples": found.examples[:MAX_EXAMPLES],
         "primary": primary_metrics(found),
-        "higher": HIGHER_IS_BETTER,
+        "higher": {row["metric"]: higher_is_better(row["metric"]) for row in [*found.trains, *found.merges]},
         "studyMethod": STUDY_METHOD,
     }
 

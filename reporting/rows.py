@@ -20,7 +20,8 @@ TRAIN_COLUMNS = ("data", "backbone", "task", "rank", "seed", "metric", "score", 
 TRAIN_DEMANDED = ("data", "backbone", "task", "rank", "seed", "metric", "score")
 INTEGERS = ("rank", "seed", "images", "epochs")
 NUMBERS = ("score", "single", "head_only", "retention", "seconds", "predicted", "low", "high", "flops")
-ALONE, STUDY_METHOD = "alone", "cat"  # what the study calls concatenation
+STUDY_METHOD = "cat"  # what the study calls concatenation
+JOINT = "joint"  # one adapter trained on all tasks: not merged, but what merging is measured against
 Row = dict[str, Any]
 
 
@@ -86,9 +87,50 @@ def merge_rows(given: Mapping[str, Any]) -> Iterator[Row]:
     row = merge_row({name: value for name, value in given.items() if name != "scores"})
     yield row
     for name, score in scores.items() if isinstance(scores, dict) else ():
-        if name in HIGHER_IS_BETTER and name != row["metric"]:
+        if _is_metric(name) and name != row["metric"]:
             unknown = dict.fromkeys(("single", "head_only", "retention", "predicted", "low", "high"))
             yield {**row, **unknown, "metric": name, "score": _number(name, score)}
+
+
+def joint_rows(result: Mapping[str, Any]) -> Iterator[Row]:
+    """Rows of a training of one adapter on several tasks, as if its set had been merged by ``joint``.
+
+    How each adapter does alone is not known to it: see ``fill_retention``.
+
+    Raises:
+        RowError: as ``merge_row``.
+    """
+    parts = result["tasks"]
+    for name, part in parts.items():
+        yield from merge_rows(
+            {
+                "data": "+".join(sorted({item["data"]["name"] for item in parts.values()})),
+                "backbone": backbone_name(result["backbone"]), "set": "+".join(parts), "method": JOINT,
+                "rank": result["lora"]["rank"], "seed": result["seed"], "task": name, "metric": part["metric"],
+                "score": part["score"], "scores": part["metrics"],
+                "seconds": (result.get("seconds") or {}).get("fit"),
+            }
+        )  # fmt: skip
+
+
+def backbone_name(card: Mapping[str, Any]) -> str:
+    """Name and image size, as merge rows have it: vit_base_patch16_224@224."""
+    return f"{card['name']}@{card['image_size']}" if card.get("image_size") else str(card["name"])
+
+
+def fill_retention(found: Collected) -> None:
+    """Gives joint rows the score of the adapter alone, where just one has their backbone, rank, seed and metric."""
+    alone: dict[tuple[Any, ...], list[float]] = {}
+    for row in found.trains:
+        alone.setdefault(_measured(row), []).append(row["score"])
+    for place, row in enumerate(found.merges):
+        singles = alone.get(_measured(row), [])
+        if row["method"] == JOINT and row["single"] is None and len(singles) == 1:
+            found.merges[place] = merge_row(row | {"single": singles[0]})
+
+
+def _measured(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("backbone", "task", "rank", "seed", "metric"))
 
 
 def train_rows(given: Mapping[str, Any]) -> Iterator[Row]:
@@ -98,7 +140,7 @@ def train_rows(given: Mapping[str, Any]) -> Iterator[Row]:
         RowError: as ``merge_row``.
     """
     row = _typed(given, TRAIN_DEMANDED)
-    others = {name: row.pop(name) for name in HIGHER_IS_BETTER if name in row}
+    others = {name: row.pop(name) for name in list(row) if _is_metric(name)}
     row = {**dict.fromkeys(TRAIN_COLUMNS), **row}
     yield {**row, "primary": True}
     for name, value in others.items():
@@ -112,8 +154,17 @@ def method_label(row: Row) -> str:
 
 
 def higher_is_better(metric: str) -> bool:
-    """Of a metric that is not ours: yes."""
-    return HIGHER_IS_BETTER.get(metric, True)
+    """Also of a metric in another unit or over a subset (``rmse_years``, ``nme_pose``); of a foreign one: yes."""
+    return HIGHER_IS_BETTER.get(_base(metric), True)
+
+
+def _base(metric: str) -> str:
+    """The metric whose unit or subset this is, or the name itself."""
+    return next((name for name in HIGHER_IS_BETTER if metric.startswith(f"{name}_")), metric)
+
+
+def _is_metric(name: str) -> bool:
+    return _base(name) in HIGHER_IS_BETTER
 
 
 def primary_metrics(found: Collected) -> dict[str, str]:

@@ -16,9 +16,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from launch.checks import HIGHER_IS_BETTER
 from launch.errors import CommandError, nearest
 from launch.sweep import GOOD, STATES, Record, read_plan, read_records
+from reporting.rows import higher_is_better
 
 LATEST = "latest"
 SHOWN = 12  # rows of a list; the rest is counted
@@ -150,7 +150,7 @@ def best_records(records: list[Record]) -> list[Record]:
         if record.score is None or record.metric is None:
             continue
         key = (record.metric, _task(record))
-        sign = 1 if HIGHER_IS_BETTER.get(record.metric, True) else -1
+        sign = 1 if higher_is_better(record.metric) else -1
         before = best.get(key)
         if before is None or before.score is None or sign * record.score > sign * before.score:
             best[key] = record

@@ -10,7 +10,7 @@ from lightning_modules.tracking import log_picture, log_summary, log_table, open
 from reporting.load import collect
 from reporting.making import write_report
 from reporting.online import build_report, build_workspace, log_report, sections
-from tests.report_rows import TASKS, merge_rows, write_outputs, write_train_run
+from tests.report_rows import TASKS, merge_rows, write_outputs
 from tests.runs import leaves, train_here
 from tests.wandb_file import config, history, read_records, summary
 
@@ -59,7 +59,7 @@ def test_a_training_is_whole_offline_and_its_examples_are_on_the_page(tmp_path):
 
 def test_a_merge_sweep_is_whole_offline(tmp_path):
     rows = merge_rows(4)
-    figure = write_train_run(tmp_path, "galaxy", 0) / "picture.png"
+    figure = tmp_path / "picture.png"
     Image.new("RGB", (8, 8)).save(figure)
     keywords = {"run_id": "m1", "group": "pairs", "job_type": "merge", "tags": ["cat", "r16"], "wandb": WANDB}
     with open_loggers(tmp_path / "run", "merge-pairs", {"merge": {"name": "cat"}}, **keywords) as loggers:

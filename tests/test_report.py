@@ -24,7 +24,7 @@ def test_runs_and_committed_csv_are_one_list(tmp_path):
     (committed / "table1.csv").write_text(
         "data,backbone,task,rank,seed,metric,score,macro_f1,nme\nreal,vit_base,galaxy,16,0,accuracy,0.79,0.76,\n"
     )
-    found = collect([outputs, committed])
+    found = collect([committed, outputs])
     assert len(found.merges) == 40
     assert [row["score"] for row in found.merges] == pytest.approx([row["score"] for row in rows])
     assert {found.origins[row["origin"]]["kind"] for row in found.merges} == {"merge", "csv"}
@@ -129,6 +129,27 @@ def test_a_merges_other_metrics_are_rows_of_their_own(tmp_path):
     ]
     ((_, reason),) = found.left_out
     assert reason == "scored on the val split; a report holds test scores"
+
+
+def test_a_joint_training_stands_beside_the_merges(tmp_path):
+    write_train_run(tmp_path, "galaxy", 16, score=0.8, metrics={"accuracy": 0.8, "macro_f1": 0.7})
+    parts = {
+        name: {"data": {"name": name}, "metric": metric, "score": score, "metrics": {metric: score, **more}}
+        for name, metric, score, more in (
+            ("galaxy", "accuracy", 0.6, {"macro_f1": 0.56}),
+            ("age_regression", "rmse", 1.0, {"rmse_years": 10.0}),
+        )
+    }
+    write_train_run(tmp_path, "emotion", 16, tasks=parts, metric="skill", hash="5" * 10)
+    found = collect([tmp_path])
+    rows = {(row["task"], row["metric"]): row for row in found.merges}
+    assert {row["method"] for row in rows.values()} == {"joint"}
+    assert rows["galaxy", "accuracy"]["retention"] == pytest.approx(0.75)
+    assert rows["galaxy", "macro_f1"]["retention"] == pytest.approx(0.8)
+    assert rows["age_regression", "rmse"]["retention"] is None
+    assert rows["age_regression", "rmse_years"]["score"] == 10.0
+    assert rows["galaxy", "accuracy"]["set"] == "age_regression+galaxy"
+    assert found.left_out == []
 
 
 def test_the_studys_numbers_are_all_in_the_tables(tmp_path):
