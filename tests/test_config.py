@@ -52,6 +52,8 @@ def fitting(task: str) -> list[str]:
     """What a task demands of the command, and what a dataset's defaults must give up for it."""
     kind = (CONF / "task" / f"{task}.yaml").read_text(encoding="utf-8").partition("kind: ")[2].split()[0]
     more = [] if kind == "classification" else ["data.classes=null"]
+    if kind == "joint":
+        more.append("tasks=[age_class,galaxy]")
     return [*more, "task.eye_corners=[0,1]"] if kind == "keypoints" else more
 
 

@@ -78,7 +78,7 @@ def test_what_is_done_is_not_done_again_but_what_is_gone_is(
     sample: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "copy"
-    shutil.copytree(sample[0], folder)
+    shutil.copytree(sample[0], folder, symlinks=True)
     arguments = ("data=sample", "sets=[wflw]", "count=60", "image_size=32")
     again = prepare(folder, *arguments)
     assert again.returncode == 0

@@ -114,7 +114,8 @@ def test_faults(tmp_path: Path) -> None:
     text = str(caught.value)
     assert "no WFLW_images, and" in text  # the annotations could be fetched
     assert "Google Drive" in text
-    assert "by hand:   WFLW_images.tar.gz" in text
+    assert "archives:  WFLW_images.tar.gz" in text
+    assert "by hand:   no direct link" in text
     source = write(tmp_path)
     with pytest.raises(DataError, match=r"has neither of list_98pt_rect_attr_train\.txt"):
         source.records()
