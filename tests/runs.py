@@ -98,10 +98,10 @@ def train_command(arguments: list[str]) -> list[str]:
     return [sys.executable, str(ROOT / "train.py"), *arguments]
 
 
-def train_process(arguments: list[str], **keywords: Any) -> subprocess.CompletedProcess[str]:
+def train_process(arguments: list[str], timeout: float = 300, **keywords: Any) -> subprocess.CompletedProcess[str]:
     """``python train.py ...`` to its end."""
     return subprocess.run(
-        train_command(arguments), capture_output=True, text=True, check=False, timeout=300, cwd=ROOT, **keywords
+        train_command(arguments), capture_output=True, text=True, check=False, timeout=timeout, cwd=ROOT, **keywords
     )
 
 

@@ -1,5 +1,6 @@
 """Sweeps of two real trainings through each launcher that is shipped or recommended."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -22,14 +23,15 @@ LAUNCHERS = {
 
 
 @pytest.fixture
-def ray_folder():
-    """A short path (sockets lie in it) by which the processes of this test are known; none is left behind."""
+def ray_folder(tmp_path):
+    """A short path (sockets lie in it). Processes that name it or ``tmp_path`` are this test's; none is left behind."""
     folder = Path(tempfile.mkdtemp(prefix="ray"))
     yield folder
     listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
     for line in listed.splitlines():
-        if str(folder) in line:
-            os.kill(int(line.split()[0]), signal.SIGKILL)
+        if str(folder) in line or str(tmp_path) in line:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(line.split()[0]), signal.SIGKILL)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -42,7 +44,7 @@ def test_two_jobs_train_in_processes_of_their_own(tmp_path, ray_folder, launcher
         start_new_session=True,
     )  # fmt: skip
     try:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=1800)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

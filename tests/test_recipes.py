@@ -35,7 +35,7 @@ def results(tmp_path_factory):
         folder, f"paths.data={folder / 'data'}", "trainer=debug", "lora.rank=0,2", "seed=0", "feature_views=1"
     )
     own = [text for text in own if not text.startswith("trainer.max_epochs")]
-    done = train_process(["-m", "experiment=table1", *own, "trainer.accelerator=cpu"])
+    done = train_process(["-m", "experiment=table1", *own, "trainer.accelerator=cpu"], timeout=3600)
     assert done.returncode == 0, done.stderr[-4000:]
     found = {}
     for path in (folder / "out" / "runs").glob("*/result.json"):
