@@ -12,7 +12,7 @@ from reporting.making import write_report
 from reporting.online import build_report, build_workspace, log_report, sections
 from tests.report_rows import TASKS, merge_rows, write_outputs
 from tests.runs import leaves, train_here
-from tests.wandb_file import config, history, read_records, summary
+from tests.wandb_file import artifact, config, history, read_records, summary
 
 WANDB = {"project": "test", "entity": None, "mode": "offline"}
 
@@ -39,12 +39,14 @@ def test_a_training_is_whole_offline_and_its_examples_are_on_the_page(tmp_path):
     assert final["best/accuracy"] == pytest.approx(result["score"])
     assert config(found)["lora"]["rank"] == 2
     assert logged["examples/leaves"][0]["_type"] == "table-file"
-    table = json.loads((path.parent / "files" / logged["examples/leaves"][0]["path"]).read_text())
+    files = artifact(found, "run_table")  # where W&B keeps a table's pictures
+    table = json.loads(files["examples/leaves.table.json"].read_text())
     assert table["columns"] == ["task", "image", "target", "single"]
-    pictures = [row[1] for row in table["data"]]
-    assert all((path.parent / "files" / picture["path"]).is_file() for picture in pictures)
     assert {row[2] for row in table["data"]} == {"dark", "light"}
     examples = json.loads((run.path / "examples" / "examples.json").read_text())
+    pictures = [files[row[1]["path"]].read_bytes() for row in table["data"]]
+    assert pictures == [(run.path / "examples" / item["image"]).read_bytes() for item in examples]
+    assert {"test/leaves/confusion", "test/leaves/worst"} <= set(logged)
     right = sum(item["target"] == item["single"] for item in examples) / len(examples)
     assert len(examples) == len(pictures) > 3
     assert right == pytest.approx(result["metrics"]["accuracy"], abs=0.35)

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,34 @@ WHOLE, LAST = 1, 4
 
 
 def read_records(folder: Path) -> tuple[Path, list[Any]]:
-    """The ``.wandb`` file of the one offline run below a folder, and everything in it."""
+    """The ``.wandb`` file of the one finished offline run below a folder, and everything in it.
+
+    W&B's own process writes it, on a busy machine after ``finish`` has come back.
+    """
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    data = path.read_bytes()
-    assert data[:4] == b":W&B"
+    for _ in range(600):
+        found = _parse(path.read_bytes())
+        if any(record.HasField("exit") for record in found):
+            return path, found
+        time.sleep(0.1)
+    raise AssertionError(f"{path} has no end")
+
+
+def _parse(data: bytes) -> list[Any]:
     found, parts, place = [], b"", FILE_HEAD
     while place + BLOCK_HEAD <= len(data):
         if BLOCK - place % BLOCK < BLOCK_HEAD:  # too little is left of the block for another head
             place += BLOCK - place % BLOCK
             continue
         _, length, kind = struct.unpack_from("<IHB", data, place)
+        if place + BLOCK_HEAD + length > len(data):
+            break
         parts += data[place + BLOCK_HEAD : place + BLOCK_HEAD + length]
         place += BLOCK_HEAD + length
         if kind in (WHOLE, LAST):
             found.append(wandb_internal_pb2.Record.FromString(parts))
             parts = b""
-    return path, found
+    return found
 
 
 def history(records: list[Any]) -> dict[str, list[Any]]:
@@ -70,3 +83,9 @@ def config(records: list[Any]) -> dict[str, Any]:
         if record.HasField("run")
         for item in record.run.config.update
     }
+
+
+def artifact(records: list[Any], kind: str) -> dict[str, Path]:
+    """Files of the one artifact of a type: path in it -> where the file waits for ``wandb sync``."""
+    (found,) = [r.artifact for r in records if r.HasField("artifact") and r.artifact.type == kind]
+    return {content.path: Path(content.local_path) for content in found.manifest.contents}
