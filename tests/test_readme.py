@@ -4,11 +4,14 @@ import csv
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 
 from datamodules.sample.faces import write_utkface
@@ -96,6 +99,56 @@ def test_merges_run(command, members, tmp_path):
     assert all(row["task"] in ("age_class", "galaxy") for result in results for row in result["rows"])
 
 
+@pytest.fixture(scope="module")
+def merged(members):
+    """A merged model of both tasks, and a folder of pictures."""
+    arguments = ["tasks=[age_class,galaxy]", "merge=cat", f"paths.outputs={members / 'out'}", "images=16", "device=cpu"]
+    command = [sys.executable, str(ROOT / "merge.py"), *arguments, "logger=csv", "name=both"]
+    subprocess.run(command, check=True, capture_output=True, cwd=members)
+    return members / "out" / "models" / "both", draw_folder(members / "pictures", 3)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if re.match("python (predict|export)", command)])
+def test_models_are_used(command, merged, tmp_path):
+    _, script, *arguments = shlex.split(command)
+    model, pictures = merged
+    arguments = [text.replace("outputs/models/NAME", str(model)).replace("DIR", str(pictures)) for text in arguments]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments, f"paths.outputs={tmp_path}"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [path for path in tmp_path.rglob("*") if path.suffix in (".csv", ".onnx")]
+
+
+def test_the_server_answers(merged):
+    (command,) = (command for command in COMMANDS if command.startswith("python serve"))
+    _, script, *arguments = shlex.split(command)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [text.replace("outputs/models/NAME", str(merged[0])) for text in arguments]
+    process = subprocess.Popen([sys.executable, str(ROOT / script), *arguments, f"port={port}"])
+    try:
+        for _ in range(600):
+            assert process.poll() is None
+            try:
+                page = requests.get(f"http://127.0.0.1:{port}/", timeout=5)
+                break
+            except requests.ConnectionError:
+                time.sleep(0.2)
+        assert page.status_code == 200
+        assert "age_class" in page.text
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def test_every_command_has_a_test():
+    known = ("make", *(f"python {name}" for name in ("train", "merge", "predict", "export", "serve", "report")))
+    assert [command for command in COMMANDS if not command.startswith(known)] == []
+
+
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python train")])
 def test_commands_run(command, tmp_path):
     _, script, *arguments = shlex.split(command)
@@ -131,6 +184,6 @@ def test_shown_faults_are_the_real_ones():
 
 
 def test_python_example_names_what_exists():
-    for module, names in re.findall(r"from (lightning_modules[\w.]*) import (.+)", README):
+    for module, names in re.findall(r"from ((?:lightning_modules|merging)[\w.]*) import (.+)", README):
         found = __import__(module, fromlist=["x"])
         assert all(hasattr(found, name.strip()) for name in names.split(","))
