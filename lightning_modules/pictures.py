@@ -63,10 +63,14 @@ def draw_pictures(folder: Path, task: Task, answers: Answers, images: Images, ti
     elif task.kind == "regression":
         drawn["scatter"] = draw_scatter(answers.target[:, 0], answers.output[:, 0], title)
     else:
-        chosen = np.sort(np.argsort(errors)[_spread(len(errors), COLUMNS * ROWS)])
+        chosen = np.argsort(errors, kind="stable")[_spread(len(errors), COLUMNS * ROWS)]
         drawn["landmarks"] = draw_examples(task, answers, errors, images, chosen, f"{title}: from best to worst")
-    worst = np.argsort(-errors, kind="stable")[: COLUMNS * ROWS]
-    drawn["worst"] = draw_examples(task, answers, errors, images, worst, f"{title}: the worst errors")
+    worst, what = np.argsort(-errors, kind="stable"), "the worst errors"
+    if task.kind == "classification":
+        wrong = worst[answers.output.argmax(1)[worst] != answers.target[worst]]
+        worst, what = (wrong, what) if len(wrong) else (worst, "no error; the least sure")
+    chosen = worst[: COLUMNS * ROWS]
+    drawn["worst"] = draw_examples(task, answers, errors, images, chosen, f"{title}: {what}")
     paths = []
     for name, figure in drawn.items():
         buffer = io.BytesIO()
@@ -211,7 +215,7 @@ def _caption(task: Task, answers: Answers, errors: np.ndarray, position: int) ->
     said = answers.output[position].argmax()
     logits = answers.output[position].astype(np.float64)
     share = 1 / np.exp(logits - logits[said]).sum()
-    return f"{_short(names[answers.target[position]])}\nsaid {_short(names[said])} {share:.0%}"
+    return f"{_short(names[answers.target[position]])}\nsaid {_short(names[said], 20)} {share:.0%}"
 
 
 def _spread(count: int, wanted: int) -> np.ndarray:
@@ -219,5 +223,5 @@ def _spread(count: int, wanted: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int))
 
 
-def _short(name: str) -> str:
-    return textwrap.shorten(str(name), 24, placeholder="…") if " " in str(name) else str(name)[:24]
+def _short(name: str, width: int = 24) -> str:
+    return textwrap.shorten(name, width, placeholder="…") if " " in name else name[:width]

@@ -94,10 +94,25 @@ def test_the_worst_are_shown_with_their_own_picture(tmp_path, task, monkeypatch)
     found, asked = answers(task), []
     errors = example_errors(task, found)
     draw_pictures(tmp_path, task, found, lambda rows: asked.append(rows) or images(rows), "drawn")
-    assert asked[-1].tolist() == (np.argsort(-errors)[:24] + 5).tolist()
+    worst = np.argsort(-errors)
+    if task.kind == "classification":
+        worst = worst[found.output.argmax(1)[worst] != found.target[worst]]
+    assert asked[-1].tolist() == (worst[:24] + 5).tolist()
+    if task.kind == "keypoints":
+        shown = errors[asked[0] - 5]
+        assert shown.tolist() == sorted(shown), "from best to worst"
+        assert (shown[0], shown[-1]) == (errors.min(), errors.max())
     with Image.open(tmp_path / "worst.png") as picture:
         colours = {colour for count, colour in picture.convert("RGB").getcolors(2**24) if count > 1000}
     assert {(row, row, row) for row in asked[-1].tolist()} <= colours
+
+
+def test_without_an_error_the_least_sure_are_shown(tmp_path):
+    target = np.array([0, 1, 2, 0])
+    sure = np.array([[3.0], [1.0], [2.0], [4.0]])
+    found, asked = Answers((sure * np.eye(3)[target]).astype(np.float32), target, np.arange(4)), []
+    draw_pictures(tmp_path, GALAXIES, found, lambda rows: asked.append(rows) or images(rows), "drawn")
+    assert asked[0].tolist() == [1, 2, 0, 3]
 
 
 def test_dots_lie_on_their_points():
