@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.files import atomic_write
-from merging.evaluate import COLUMNS, PREDICTED
+from merging.evaluate import COLUMNS, PAIRED, PREDICTED
 
 TRAINED = ("data", "backbone", "task", "rank", "seed", "metric", "score", "validation", "best_epoch", "epochs")
 
@@ -70,7 +70,7 @@ def main() -> None:
     trained = train_rows(options.outputs)
     further = sorted({key for row in trained for key in row} - set(TRAINED))
     write(options.results / "table1.csv", (*TRAINED, *further), trained)
-    write(options.results / "merges.csv", (*COLUMNS, *PREDICTED, "init_seed"), merge_rows(options.outputs))
+    write(options.results / "merges.csv", (*COLUMNS, *PAIRED, *PREDICTED, "init_seed"), merge_rows(options.outputs))
 
 
 if __name__ == "__main__":

@@ -52,13 +52,17 @@ class NormalizedMeanError(Metric):
         self.errors.append(mean_error.float())
 
     def compute(self) -> Tensor:
+        return self.values().mean()
+
+    def values(self) -> Tensor:
+        """(N,) what each image so far gives; the metric is their mean."""
         errors = dim_zero_cat(self.errors)
         if self.reduce == "nme":
-            return 100 * errors.mean()
+            return 100 * errors
         if self.reduce == "failure_rate":
-            return 100 * (errors > FAILURE_THRESHOLD).float().mean()
+            return 100 * (errors > FAILURE_THRESHOLD).float()
         # The empirical curve is a sum of steps, so its area is the mean of what each step leaves below the threshold.
-        return (FAILURE_THRESHOLD - errors).clamp(min=0).mean() / FAILURE_THRESHOLD
+        return (FAILURE_THRESHOLD - errors).clamp(min=0) / FAILURE_THRESHOLD
 
 
 class Collected(Metric):

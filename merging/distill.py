@@ -39,6 +39,7 @@ def distill(
     cat_share: float,
     rank: int | None,
     images: int,
+    mirror: bool,
     steps: int,
     seconds: float | None,
     batch: int,
@@ -51,18 +52,20 @@ def distill(
     loss = sum over tasks of |z - z_i|^2 / var(z_i) + |h_i(z) - h_i(z_i)|^2 / var(h_i(z_i)), with z the merged class
     token, z_i the single-adapter model's, h_i its frozen head. No label is read. One step passes ``batch`` images of
     each task through the backbone at once; the teachers' answers are computed once. The kept factors are those with
-    the lowest worst drift on ``HELD_OUT`` training images per task, looked at every ``CHECK_EVERY`` steps.
+    the lowest geometric mean of the members' drifts on ``HELD_OUT`` training images per task, looked at every
+    ``CHECK_EVERY`` steps: a member whose answers move a lot whatever is done (emotion) must not decide alone.
 
-    The curve (step, seconds, loss, worst drift) goes to ``bench.scratch/distill-*.csv``, a checkpoint beside it, from
-    which a run that was killed goes on.
+    The curve (step, seconds, loss, mean drift, worst drift) goes to ``bench.scratch/distill-*.csv``, a checkpoint
+    beside it, from which a run that was killed goes on.
 
     Args:
         cat_share: of the ``gram`` that it starts from.
         rank: of the result; None is the sum of the adapters' ranks, else ``svd`` cuts the start.
         images: training images per task, at most.
+        mirror: also learn from each image with left and right exchanged; twice the images, no more of them to find.
         steps, seconds: the budget; whichever ends first (seconds None: no limit).
         lr: peak, after a warm-up of 5 % of the steps, then half a cosine.
-        patience: looks without a lower worst drift after which it stops.
+        patience: looks without a lower mean drift after which it stops.
 
     Raises:
         CommandError: an impossible budget, or a rank that is no low rank.
@@ -75,12 +78,12 @@ def distill(
         start = svd({"merged": start}, None, rank=rank)
     student = _student(bench, start)
     tasks = sorted(deltas)
-    pool = {task: _Pool(bench, task, images) for task in tasks}
+    pool = {task: _Pool(bench, task, images, mirror) for task in tasks}
     factors = [value for value in student.parameters() if value.requires_grad]
     optimizer = torch.optim.Adam(factors, lr=lr)
     rate = warmup_cosine(steps, 0.05)
     generator = torch.Generator().manual_seed(seed)
-    log_file, state_file = _files(bench.scratch, tasks, (cat_share, rank, images, steps, batch, lr, seed))
+    log_file, state_file = _files(bench.scratch, tasks, (cat_share, rank, images, mirror, steps, batch, lr, seed))
     first, spent, best, stale = 0, 0.0, (math.inf, _factors(student)), 0
     if state_file is not None and state_file.exists():
         state = torch.load(state_file, weights_only=True, map_location="cpu")
@@ -91,9 +94,10 @@ def distill(
         best = (state["drift"], state["best"])
         log.info("Distillation goes on at step %d from %s", first, state_file)
     else:
-        best = (_worst(student, bench, pool), _factors(student))
-        _note(log_file, "step,seconds,loss,worst_drift\n", new=True)
-        _note(log_file, f"0,0.0,,{best[0]:.5f}\n")
+        mean, worst = _drift(student, bench, pool)
+        best = (mean, _factors(student))
+        _note(log_file, "step,seconds,loss,mean_drift,worst_drift\n", new=True)
+        _note(log_file, f"0,0.0,,{mean:.5f},{worst:.5f}\n")
     begun = time.perf_counter()
     heads = {task: copy.deepcopy(bench.members[task].head).to(bench.device) for task in tasks}
     set_fused_attention(student, fused=bench.device.type != "cpu")
@@ -109,9 +113,9 @@ def distill(
         if (step + 1) % CHECK_EVERY and step + 1 < steps and not over:
             continue
         set_fused_attention(student, fused=True)
-        drift = _worst(student, bench, pool)
+        drift, worst = _drift(student, bench, pool)
         set_fused_attention(student, fused=bench.device.type != "cpu")
-        _note(log_file, f"{step + 1},{now:.1f},{float(loss.detach()):.5f},{drift:.5f}\n")
+        _note(log_file, f"{step + 1},{now:.1f},{float(loss.detach()):.5f},{drift:.5f},{worst:.5f}\n")
         stale = 0 if drift < best[0] else stale + 1
         if drift < best[0]:
             best = (drift, _factors(student))
@@ -127,9 +131,10 @@ def distill(
 class _Pool:
     """A task's training images with its teacher's class tokens; the last ``HELD_OUT`` are not trained on."""
 
-    def __init__(self, bench: Workbench, task: str, images: int) -> None:
+    def __init__(self, bench: Workbench, task: str, images: int, mirror: bool) -> None:
         self.pixels = torch.cat([batch.to(torch.float16) for batch in bench.batches(task, "train", images)])
         self.wanted = bench.single(task, "train", images)
+        self.mirrored = bench.single(task, "train", images, mirrored=True) if mirror else None
         if len(self.pixels) <= HELD_OUT:
             raise CommandError(f"merge.images={images}: distillation needs more than {HELD_OUT} images of {task}.")
         self.count = len(self.pixels) - HELD_OUT
@@ -138,7 +143,11 @@ class _Pool:
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, float, float]:
         rows = torch.randint(self.count, (batch,), generator=generator)
-        return self.pixels[rows].float(), self.wanted[rows], self.feature_scale, self.output_scale
+        pixels, wanted = self.pixels[rows].float(), self.wanted[rows]
+        if self.mirrored is not None:
+            turned = torch.rand(batch, generator=generator) < 0.5
+            pixels[turned], wanted[turned] = pixels[turned].flip(-1), self.mirrored[rows[turned]]
+        return pixels, wanted, self.feature_scale, self.output_scale
 
 
 def _student(bench: Workbench, start: Delta) -> nn.Module:
@@ -181,7 +190,8 @@ def _loss(
 
 
 @torch.no_grad()
-def _worst(student: nn.Module, bench: Workbench, pool: Mapping[str, _Pool]) -> float:
+def _drift(student: nn.Module, bench: Workbench, pool: Mapping[str, _Pool]) -> tuple[float, float]:
+    """Geometric mean and largest of the members' drifts on held-out images."""
     drifts = []
     for task, own in pool.items():
         with torch.autocast(bench.device.type, bench.dtype, enabled=bench.dtype is not None):
@@ -189,7 +199,7 @@ def _worst(student: nn.Module, bench: Workbench, pool: Mapping[str, _Pool]) -> f
         member = bench.members[task]
         wanted = outputs(member.head, own.wanted[own.count :])
         drifts.append(output_drift(member.task, wanted, outputs(member.head, features)))
-    return max(drifts)
+    return math.exp(sum(math.log(max(drift, 1e-9)) for drift in drifts) / len(drifts)), max(drifts)
 
 
 def _factors(student: nn.Module) -> dict[str, Tensor]:

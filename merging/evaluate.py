@@ -8,9 +8,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_modules.model import MLPHead
-from lightning_modules.tasks import HIGHER_IS_BETTER
 from merging.delta import Delta
 from merging.features import class_token
+from merging.paired import retention, retention_interval
 from merging.predict import output_drift, predict_retention
 from merging.realign import choose_readout, fold_readout
 from merging.workbench import Workbench, outputs
@@ -21,6 +21,7 @@ COLUMNS = (
     "retention", "images", "seconds",
 )  # fmt: skip
 
+PAIRED = ("retention_low", "retention_high")  # what the test set itself can tell apart
 PREDICTED = ("predicted", "low", "high", "drift")
 
 
@@ -40,14 +41,6 @@ class Merged:
     realign: Realign
     seconds: float
     images: int
-
-
-def retention(metric: str, score: float, single: float) -> float:
-    """1.00 is as good as the adapter alone, more is better: score / single, or single / score for errors."""
-    above, below = (score, single) if HIGHER_IS_BETTER[metric] else (single, score)
-    if below == 0:
-        return 1.0 if above == 0 else float("inf")
-    return above / below
 
 
 def merge_set(
@@ -133,11 +126,14 @@ def score_set(
             if merges[0].delta is None
             else bench.features(merges[0].delta, task, split, deep=deep)
         )
-        single = bench.score(task, split, bench.members[task].head, bench.single(task, split))
+        own = outputs(bench.members[task].head, bench.single(task, split))
+        single = bench.score(task, split, own)
         alone = _head_only(bench, task, split, head_only)
         for merged in merges:
             given = features if merged.realign == "deep" else class_token(features, bench.width)
-            scores = bench.score(task, split, merged.heads[task], given)
+            answers = outputs(merged.heads[task], given)
+            scores = bench.score(task, split, answers)
+            low, high = retention_interval(bench.members[task].task, own, answers, bench.targets(task, split))
             rows.append(
                 {
                     "realign": merged.realign,
@@ -147,6 +143,8 @@ def score_set(
                     "single": single[metric],
                     "head_only": None if alone is None else alone[metric],
                     "retention": retention(metric, scores[metric], single[metric]),
+                    "retention_low": low,
+                    "retention_high": high,
                     "images": merged.images,
                     "seconds": round(merged.seconds, 3),
                     "scores": scores,
@@ -159,4 +157,4 @@ def _head_only(bench: Workbench, task: str, split: str, head_only: Mapping[str, 
     if task not in head_only:
         return None
     features: Tensor = class_token(bench.bare(task, split, deep=False), bench.width)
-    return bench.score(task, split, head_only[task], features)
+    return bench.score(task, split, outputs(head_only[task], features))

@@ -28,7 +28,7 @@ from lightning_modules.model import MLPHead
 from lightning_modules.module import AUTOCAST
 from lightning_modules.tracking import log_summary, log_table, open_loggers
 from merging.bundle import save_merged
-from merging.evaluate import COLUMNS, PREDICTED, Merged, merge_set, predict_set, score_set
+from merging.evaluate import COLUMNS, PAIRED, PREDICTED, Merged, merge_set, predict_set, score_set
 from merging.members import Member, bundle_path, read_member, require_bundles
 from merging.methods import merge_function
 from merging.workbench import Workbench, open_images
@@ -76,7 +76,7 @@ def merge(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[st
     )  # fmt: skip
     with loggers as opened:
         result = merge_all(config, run, bundles)
-        rows = [{key: row[key] for key in (*COLUMNS, *PREDICTED)} for row in result["rows"]]
+        rows = [{key: row[key] for key in (*COLUMNS, *PAIRED, *PREDICTED)} for row in result["rows"]]
         log_table(opened, "rows", rows)
         log_summary(opened, {f"retention/{name}": value for name, value in _summary(result["rows"]).items()})
     return result
@@ -129,7 +129,7 @@ def summarise(sets: Sequence[Sequence[str]], folder: Path, config: MergeConfig, 
         "split": config.split,
         "backbone": opened.backbone,
         "adapters": {name: _origin(member) for name, member in opened.bench.members.items()},
-        "rows": [{key: row[key] for key in (*COLUMNS, *PREDICTED, "init_seed", "scores")} for row in rows],
+        "rows": [{key: row[key] for key in (*COLUMNS, *PAIRED, *PREDICTED, "init_seed", "scores")} for row in rows],
         "models": models,
     }
 

@@ -55,46 +55,63 @@ class Workbench:
         self.weights = FoldableWeights(backbone.to(device), sorted(modules))
         if dtype is not None:
             hold_frozen_weights(backbone, dtype)
-        self._known: dict[tuple[str, str, int | None, bool, bool], Tensor] = {}
+        self._single: dict[tuple[str, str, int | None, bool], Tensor] = {}
+        self._bare: dict[tuple[str, str, int | None, bool], Tensor] = {}
 
     @property
     def backbone(self) -> VisionTransformer:
         return self.weights.model
 
-    def batches(self, task: str, split: str, count: int | None = None) -> Iterator[Tensor]:
-        """Normalised images (B, 3, S, S) of a split, or ``count`` of them, always the same ones in the same order."""
+    def batches(self, task: str, split: str, count: int | None = None, *, mirrored: bool = False) -> Iterator[Tensor]:
+        """Normalised images (B, 3, S, S) of a split, or ``count`` of them, always the same ones in the same order.
+
+        Args:
+            mirrored: left and right exchanged.
+        """
         data = self.data[task]
         for batch in data.plain_dataloader(split, count):
-            yield normalize(batch["image"].to(self.device), data.mean, data.std)
+            images = normalize(batch["image"].to(self.device), data.mean, data.std)
+            yield images.flip(-1) if mirrored else images
 
-    def features(self, delta: Delta | None, task: str, split: str, count: int | None = None, *, deep: bool) -> Tensor:
+    def features(
+        self,
+        delta: Delta | None,
+        task: str,
+        split: str,
+        count: int | None = None,
+        *,
+        deep: bool,
+        mirrored: bool = False,
+    ) -> Tensor:
         """Features (n, d) or deep features (n, 8 d) of the backbone with a delta (None: bare)."""
         with self.weights.folded(delta) as model:
-            return read_features(model, self.batches(task, split, count), deep=deep, dtype=self.dtype)
+            images = self.batches(task, split, count, mirrored=mirrored)
+            return read_features(model, images, deep=deep, dtype=self.dtype)
 
-    def single(self, task: str, split: str, count: int | None = None) -> Tensor:
+    def single(self, task: str, split: str, count: int | None = None, *, mirrored: bool = False) -> Tensor:
         """Class tokens (n, d) of the task's own adapter alone."""
-        return self._once(self.members[task].delta, task, split, count, own=True, deep=False)
+        key = (task, split, count, mirrored)
+        if key not in self._single:
+            delta = self.members[task].delta
+            self._single[key] = self.features(delta, task, split, count, deep=False, mirrored=mirrored)
+        return self._single[key]
 
     def bare(self, task: str, split: str, count: int | None = None, *, deep: bool) -> Tensor:
         """Features of the unmerged, unadapted backbone."""
-        return self._once(None, task, split, count, own=False, deep=deep)
-
-    def _once(self, delta: Delta | None, task: str, split: str, count: int | None, *, own: bool, deep: bool) -> Tensor:
-        key = (task, split, count, own, deep)
-        if key not in self._known:
-            self._known[key] = self.features(delta, task, split, count, deep=deep)
-        return self._known[key]
+        key = (task, split, count, deep)
+        if key not in self._bare:
+            self._bare[key] = self.features(None, task, split, count, deep=deep)
+        return self._bare[key]
 
     def targets(self, task: str, split: str) -> Tensor:
         """Labels of a split, in the order of ``features``."""
         return torch.cat([batch["target"] for batch in self.data[task].plain_dataloader(split)])
 
-    def score(self, task: str, split: str, head: MLPHead, features: Tensor) -> dict[str, float]:
-        """The task's metrics of a head's answers on all of a split."""
+    def score(self, task: str, split: str, answers: Tensor) -> dict[str, float]:
+        """The task's metrics of a head's outputs (n, out) on all of a split."""
         described = self.members[task].task
         metrics = described.metrics()
-        metrics.update(described.predict(outputs(head, features)), self.targets(task, split))
+        metrics.update(described.predict(answers), self.targets(task, split))
         return {name: float(value) for name, value in metrics.compute().items()}
 
 

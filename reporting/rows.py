@@ -15,11 +15,22 @@ MERGE_COLUMNS = (
     "retention", "images", "seconds",
 )  # fmt: skip
 MERGE_DEMANDED = ("data", "backbone", "set", "method", "rank", "seed", "task", "metric", "score")
-MERGE_FURTHER = ("init_seed", "predicted", "low", "high", "flops")  # only some merges know them
+MERGE_FURTHER = (
+    "init_seed",
+    "retention_low",
+    "retention_high",
+    "predicted",
+    "low",
+    "high",
+    "flops",
+)  # only some merges know them
 TRAIN_COLUMNS = ("data", "backbone", "task", "rank", "seed", "metric", "score", "primary", "epochs", "seconds")
 TRAIN_DEMANDED = ("data", "backbone", "task", "rank", "seed", "metric", "score")
 INTEGERS = ("rank", "seed", "images", "epochs")
-NUMBERS = ("score", "single", "head_only", "retention", "seconds", "predicted", "low", "high", "flops")
+NUMBERS = (
+    "score", "single", "head_only", "retention", "retention_low", "retention_high", "seconds", "predicted", "low",
+    "high", "flops",
+)  # fmt: skip
 STUDY_METHOD = "cat"  # what the study calls concatenation
 JOINT = "joint"  # one adapter trained on all tasks: not merged, but what merging is measured against
 Row = dict[str, Any]

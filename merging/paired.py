@@ -1,0 +1,66 @@
+"""How sure a measured retention is: the merged and the single model's answers on the same test images, drawn anew."""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from lightning_modules.metrics import NormalizedMeanError
+from lightning_modules.tasks import HIGHER_IS_BETTER, Task
+
+ROUNDS = 1000
+
+
+def retention(metric: str, score: float, single: float) -> float:
+    """1.00 is as good as the adapter alone, more is better: score / single, or single / score for errors."""
+    above, below = (score, single) if HIGHER_IS_BETTER[metric] else (single, score)
+    if below == 0:
+        return 1.0 if above == 0 else float("inf")
+    return above / below
+
+
+def retention_interval(
+    task: Task, single: Tensor, merged: Tensor, target: Tensor, rounds: int = ROUNDS, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of a member's retention by the paired bootstrap over test images (Efron's percentiles).
+
+    An interval that ends below 1 is a loss that this test set can show. Both models answer the same drawn images, so
+    what is hard for both cancels out.
+
+    Args:
+        single, merged: (n, out) outputs on the same images.
+        target: as ``Task.metrics`` takes it.
+        rounds: of drawing n images with replacement.
+    """
+    counts = _draws(len(target), rounds, seed)
+    one, two = (_scores(task, outputs.double(), target, counts) for outputs in (single, merged))
+    kept = [retention(task.metric, new, own) for new, own in zip(two.tolist(), one.tolist(), strict=True)]
+    finite = torch.tensor([value for value in kept if math.isfinite(value)], dtype=torch.float64)
+    if not len(finite):
+        return float("inf"), float("inf")
+    low, high = torch.quantile(finite, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def _draws(n: int, rounds: int, seed: int) -> Tensor:
+    """(rounds, n) how often each image is drawn, each row a sample of n with replacement."""
+    drawn = torch.randint(n, (rounds, n), generator=torch.Generator().manual_seed(seed))
+    return torch.zeros(rounds, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(rounds, n).double())
+
+
+def _scores(task: Task, outputs: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+    """(rounds,) the task's metric on each drawn sample, all samples at once."""
+    total = counts.sum(1)
+    if task.metric == "accuracy":
+        return counts @ (outputs.argmax(1) == target).double() / total
+    if task.metric == "macro_f1":
+        answers, truth = (torch.nn.functional.one_hot(x, task.outputs).double() for x in (outputs.argmax(1), target))
+        hits, sizes = counts @ (answers * truth), counts @ (answers + truth)
+        seen = sizes > 0  # like torchmetrics: a class that nobody names is no class of the sample
+        return (2 * hits / sizes.clamp(min=1)).sum(1) / seen.sum(1)
+    if task.metric == "rmse":
+        return (counts @ (outputs - target).square().flatten(1).mean(1) / total).sqrt()
+    metric = cast(NormalizedMeanError, task.metrics()[task.metric])
+    metric.update(task.shape(outputs), target)
+    return counts @ metric.values().double() / total
