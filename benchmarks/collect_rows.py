@@ -1,7 +1,8 @@
-"""Rows of finished runs as the two CSV files that are committed: python benchmarks/collect_rows.py OUTPUTS docs/results
+"""Rows of finished runs as the two CSV files that are committed: python benchmarks/collect_rows.py OUTPUTS ... docs/results
 
-``merges.csv`` has a row for each member of each merged set (also of sweeps that are still running), ``table1.csv`` one
-for each training. No path of this machine enters them.
+``merges.csv`` has a row for each member of each merged set (also of sweeps that are still running) and, as method
+``joint``, of each joint training of N tasks, compared with the adapters alone of 1/N of its rank: the same total.
+``table1.csv`` has a row for each training. No path of this machine enters them.
 """
 
 import argparse
@@ -14,6 +15,8 @@ from typing import Any
 
 from launch.files import atomic_write
 from merging.evaluate import COLUMNS, PAIRED, PREDICTED
+from merging.paired import retention
+from reporting import rows as reporting_rows
 
 TRAINED = ("data", "backbone", "task", "rank", "seed", "metric", "score", "validation", "best_epoch", "epochs")
 
@@ -23,11 +26,32 @@ def merge_rows(outputs: Path) -> list[dict[str, Any]]:
     rows = []
     for file in sorted(outputs.glob("runs/merge-*/sets/*.json")):
         rows += json.loads(file.read_text(encoding="utf-8"))["rows"]
-    kept = {tuple(str(row.get(key)) for key in _KEYS): row for row in rows if "predicted" in row}
-    return [row for _, row in sorted(kept.items())]
+    return list({_place(row): row for row in rows if "predicted" in row}.values())
 
 
-_KEYS = ("backbone", "rank", "seed", "method", "realign", "images", "set", "task")
+_KEYS = ("backbone", "rank", "seed", "init_seed", "method", "realign", "images", "set", "task")
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row.get(key)) for key in _KEYS)
+
+
+def joint_rows(outputs: Path, trained: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of joint trainings, told against the trained rows of the same backbone, task and seed."""
+    alone = {(row["backbone"], row["task"], row["rank"], row["seed"]): row["score"] for row in trained}
+    found = []
+    for file in sorted(outputs.glob("runs/train-joint_*/result.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        rank, tasks = result["lora"]["rank"], sorted(result["tasks"])
+        for row in reporting_rows.joint_rows(result):
+            of_task = (row["backbone"], row["task"])
+            single = alone.get((*of_task, rank // len(tasks), row["seed"]))
+            if single is None or row["metric"] != result["tasks"][row["task"]]["metric"]:
+                continue
+            told = {"single": single, "head_only": alone.get((*of_task, 0, row["seed"])), "realign": "none"}
+            kept = retention(row["metric"], row["score"], single)
+            found.append(row | told | {"set": "+".join(tasks), "retention": kept})
+    return found
 
 
 def train_rows(outputs: Path) -> list[dict[str, Any]]:
@@ -35,6 +59,8 @@ def train_rows(outputs: Path) -> list[dict[str, Any]]:
     rows = []
     for file in sorted(outputs.glob("runs/train-*/result.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
+        if "tasks" in result:
+            continue
         rows.append(
             {
                 "data": result["data"]["name"],
@@ -64,13 +90,14 @@ def write(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("outputs", type=Path)
+    parser.add_argument("outputs", type=Path, nargs="+", help="folders of runs; trainings are told of the first alone")
     parser.add_argument("results", type=Path)
     options = parser.parse_args()
-    trained = train_rows(options.outputs)
+    trained = train_rows(options.outputs[0])
     further = sorted({key for row in trained for key in row} - set(TRAINED))
     write(options.results / "table1.csv", (*TRAINED, *further), trained)
-    write(options.results / "merges.csv", (*COLUMNS, *PAIRED, *PREDICTED, "init_seed"), merge_rows(options.outputs))
+    merged = [row for outputs in options.outputs for row in (*merge_rows(outputs), *joint_rows(outputs, trained))]
+    write(options.results / "merges.csv", (*COLUMNS, *PAIRED, *PREDICTED, "init_seed"), sorted(merged, key=_place))
 
 
 if __name__ == "__main__":
