@@ -1,4 +1,4 @@
-"""Rows of finished runs as the two CSV files that are committed: python benchmarks/collect_rows.py OUTPUTS ... docs/results
+"""Rows of finished runs as the CSV files that are committed: python benchmarks/collect_rows.py OUTPUTS ... docs/results
 
 ``merges.csv`` has a row for each member of each merged set (also of sweeps that are still running) and, as method
 ``joint``, of each joint training of N tasks, compared with the adapters alone of 1/N of its rank: the same total.

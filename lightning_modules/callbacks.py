@@ -9,6 +9,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 
+from lightning_modules.lora import NormCap
+
 log = logging.getLogger(__name__)
 BEST, LAST = "best", "last"
 
@@ -32,6 +34,19 @@ class EpochLog(Callback):
         text = ", ".join(f"{name} {value:.4f}" for name, value in sorted(values.items()))
         seconds = time.perf_counter() - self.started
         log.info("epoch %d/%s: %s (%.1f s)", trainer.current_epoch + 1, trainer.max_epochs, text, seconds)
+
+
+class CapNorms(Callback):
+    """Holds the adapter under ``NormCap`` after each step."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.cap = NormCap(pl_module, self.share)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
+        self.cap()
 
 
 class Bar(RichProgressBar):

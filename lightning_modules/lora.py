@@ -1,17 +1,17 @@
 """LoRA adapters on a split backbone: insertion, the fold into fused weights, and what may be adapted."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from launch.errors import CommandError
-from lightning_modules.backbone import fused_state_dict
+from lightning_modules.backbone import PARTS, fused_state_dict
 
 TARGET_MODULES = {
     "q": ("attn.qkv.q",),
@@ -65,6 +65,59 @@ def add_lora(model: VisionTransformer, config: LoraConfig, init_seed: int, train
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_B" in name or (train_a and ".lora_" in name))
     return model
+
+
+@torch.no_grad()
+def start_in_unused_directions(model: nn.Module, grams: Sequence[Mapping[str, Tensor]]) -> None:
+    """Turns each A into the r input directions that other tasks use least; its norm stays.
+
+    They are the eigenvectors of the least eigenvalues of sum_j G_j / tr G_j (OSRM, Zhang and Zhou, arXiv 2505.22934,
+    with the Grams of all tokens in place of pooled features), so that W's change hardly acts on those tasks' inputs.
+
+    Args:
+        grams: of each task to avoid, by module path: (d_in, d_in) mean x x^T; q, k and v share that of their ``qkv``.
+
+    Raises:
+        CommandError: a task's Grams do not cover a module.
+    """
+    known: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        parent, _, last = path.rpartition(".")
+        source = parent if last in PARTS else path
+        if source not in known:
+            missing = [number for number, own in enumerate(grams) if source not in own]
+            if missing:
+                raise CommandError(f"lora.avoid: adapter number {missing[0] + 1} of the list has no Grams of {source}.")
+            total = torch.stack([own[source] / own[source].trace() for own in grams]).sum(0)
+            known[source] = torch.linalg.eigh(total).eigenvectors  # ascending
+        for layer in module.lora_A.values():
+            weight = cast(Tensor, layer.weight)
+            rows = known[source][:, : len(weight)].t()
+            weight.copy_(rows / rows.norm() * weight.double().norm())
+
+
+class NormCap:
+    """Scales B down wherever |s B A| exceeds a share of |W| (Frobenius norms); called after each step.
+
+    Args:
+        share: of |W|, above 0.
+    """
+
+    def __init__(self, model: nn.Module, share: float) -> None:
+        self.layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        bases = [cast(Tensor, layer.get_base_layer().weight) for layer in self.layers]
+        self.limits = [share * float(base.detach().float().norm()) for base in bases]
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        for layer, limit in zip(self.layers, self.limits, strict=True):
+            for name, scale in layer.scaling.items():
+                up, down = (cast(Tensor, side[name].weight).float() for side in (layer.lora_B, layer.lora_A))
+                # |B A|^2 = tr(B^T B A A^T): two small products, never the whole matrix
+                size = scale * ((up.t() @ up) * (down @ down.t())).sum().clamp(min=0).sqrt()
+                cast(Tensor, layer.lora_B[name].weight).mul_((limit / size.clamp(min=1e-12)).clamp(max=1.0))
 
 
 def init_seed(seed: int, task: str, sharing: str) -> int:
