@@ -66,6 +66,13 @@ def _candidates(candidates: list[str]) -> Iterator[str]:
             yield f"candidates={checks.show(candidates)}: there is no merge {name}.{hint}"
 
 
+def _branching(branch_at: Any, branch: Any, save: Any) -> Iterator[str]:
+    if branch_at is None and branch is not None:
+        yield f"branch={checks.show(branch)}: branch_at is missing: how many blocks do all tasks share?"
+    if branch_at is not None and save is True:
+        yield f"save=true: a merge that branches (branch_at={branch_at}) is scored, not written."
+
+
 def _sets(sets: Any, tasks: Any, sizes: Any, of: Any) -> Iterator[str]:
     if sum(given is not None for given in (sets, tasks, sizes)) != 1:
         yield "tasks is missing: give tasks=[a,b] for one set, sets=[[a,b],[c,d]] for several, or sweep=pairs."
@@ -115,6 +122,8 @@ class MergeConfig(Strict):
     realign: Realign | Annotated[list[Realign], Field(min_length=1)] = Field(
         description="none, linear, deep or a list of them"
     )
+    branch_at: Annotated[int, Field(ge=0)] | None = Field(description="a number of blocks, or null (one pass)")
+    branch: Tasks | None = Field(description="a list of tasks [a,b], or null (all of the set)")
     lora: Rank
     backbone: MergedBackbone
     seed: int = Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295")
@@ -135,6 +144,7 @@ class MergeConfig(Strict):
     checks: ClassVar[tuple[Check, ...]] = (
         (("merge",), _method),
         (("candidates",), _candidates),
+        (("branch_at", "branch", "save"), _branching),
         (("sets", "tasks", "sweep.sizes", "sweep.of"), _sets),
     )
 
@@ -163,9 +173,14 @@ class MergeConfig(Strict):
         return self.method or str(self.merge["_target_"]).rpartition(".")[2]
 
     @property
+    def method_label(self) -> str:
+        """``method_name``, and where it branches."""
+        return self.method_name if self.branch_at is None else f"{self.method_name}_branched_at_{self.branch_at}"
+
+    @property
     def title(self) -> str:
         """The readable part of the run's name."""
         sets = self.chosen_sets()
         what = "+".join(sets[0]) if len(sets) == 1 else f"{len(sets)}_sets"
-        method = "advice" if self.advise else self.method_name
+        method = "advice" if self.advise else self.method_label
         return f"{what}-{method}-r{self.lora.rank}-s{self.seed}"

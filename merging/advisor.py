@@ -16,11 +16,12 @@ from launch.checks import ROOT
 from launch.merge_schema import MergeConfig
 from launch.progress import track
 from launch.runs import Run
+from merging.branch import Branching
 from merging.conflict import conflict, interference
 from merging.evaluate import merge_set, predict_set
 from merging.members import Member
 from merging.methods import merge_function, require_delta
-from merging.run import Bench, open_bench
+from merging.run import Bench, branching_of, open_bench
 
 log = logging.getLogger(__name__)
 QUIET, TOLD_APART = 0.25, 0.1  # below these, interference is harmless and a conflict small
@@ -96,22 +97,30 @@ def advise(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[s
             | asdict(told[row["task"]])
             | {"reason": told[row["task"]].reason}
             for method in config.candidates
-            for row in _expected(config, opened, tasks, method)
+            for branching in dict.fromkeys((None, branching_of(config)))
+            for row in _expected(config, opened, tasks, method, branching)
         ]
         best = recommended(own)
-        rows += [row | {"recommended": (row["method"], row["realign"]) == best} for row in own]
+        rows += [row | {"recommended": _is(row, best)} for row in own]
         show(rows[-len(own) :], best)
     chosen = [row["predicted"] for row in rows if row["recommended"]]
     return {"metric": "predicted retention", "score": min(chosen), "rows": rows, "backbone": opened.backbone}
 
 
 def recommended(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """(method, realign) whose worst member is predicted best; ties go to what stands first, the simplest."""
+    """(method, realign) whose worst member is predicted best in one pass; ties go to what stands first."""
     worst: dict[tuple[str, str], float] = {}
+    least = min(row["passes"] for row in rows)
     for row in rows:
+        if row["passes"] > least:
+            continue
         key = (row["method"], row["realign"])
         worst[key] = min(worst.get(key, float("inf")), row["predicted"])
     return max(worst, key=lambda key: round(worst[key], 3))
+
+
+def _is(row: Mapping[str, Any], best: tuple[str, str]) -> bool:
+    return (row["method"], row["realign"]) == best and row["passes"] == 1
 
 
 def show(rows: Sequence[Mapping[str, Any]], best: tuple[str, str]) -> None:
@@ -120,24 +129,30 @@ def show(rows: Sequence[Mapping[str, Any]], best: tuple[str, str]) -> None:
     for heading in ("task", "predicted retention", "5 % to 95 %", "why"):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        if (row["method"], row["realign"]) == best:
+        if _is(row, best):
             table.add_row(
                 row["task"], f"{row['predicted']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}", row["reason"]
             )
     console = Console()
     console.print(table)
-    keys = dict.fromkeys((row["method"], row["realign"]) for row in rows)
+    worst: dict[tuple[str, str, float], float] = {}
+    for row in rows:
+        key = (row["method"], row["realign"], row["passes"])
+        worst[key] = min(worst.get(key, float("inf")), row["predicted"])
     lines = [
-        f"  {method:10} {realign:7} worst member "
-        f"{min(row['predicted'] for row in rows if (row['method'], row['realign']) == (method, realign)):.3f}"
-        for method, realign in keys
+        f"  {method:10} {realign:7} worst member {value:.3f}"
+        + (f" for {passes:.2f} passes of the backbone, branched" if passes > 1 else "")
+        for (method, realign, passes), value in worst.items()
     ]
     console.print("\n".join(lines), markup=False, highlight=False)
 
 
-def _expected(config: MergeConfig, opened: Bench, tasks: Sequence[str], method: str) -> list[dict[str, Any]]:
+def _expected(
+    config: MergeConfig, opened: Bench, tasks: Sequence[str], method: str, branching: Branching | None
+) -> list[dict[str, Any]]:
     file = ROOT / "conf" / "merge" / f"{method}.yaml"
     settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     function = functools.partial(merge_function(settings), opened.bench)
-    merges = merge_set(opened.bench, tasks, function, config.realigns, config.images)
-    return predict_set(opened.bench, merges, config.advice_images)
+    merges = merge_set(opened.bench, tasks, function, config.realigns, config.images, branching)
+    rows = predict_set(opened.bench, merges, config.advice_images)
+    return [row | {"passes": merges[0].passes} for row in rows]

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
 from lightning_modules.model import MLPHead
+from merging.branch import Branching, branch
 from merging.delta import Delta
 from merging.features import class_token
 from merging.paired import retention, retention_interval
@@ -21,7 +22,7 @@ COLUMNS = (
     "retention", "images", "seconds",
 )  # fmt: skip
 
-PAIRED = ("retention_low", "retention_high")  # what the test set itself can tell apart
+PAIRED = ("retention_low", "retention_high", "passes")  # what the test set can tell apart; passes of the backbone
 PREDICTED = ("predicted", "low", "high", "drift")
 
 
@@ -34,6 +35,8 @@ class Merged:
         heads: by task; those of ``deep`` read deep features.
         seconds: what making it took, readouts included.
         images: unlabeled images per task that it needed.
+        ways: by task, what it has in place of ``delta`` where the merge branches.
+        passes: of the backbone that all tasks together cost.
     """
 
     delta: Delta | None
@@ -41,6 +44,12 @@ class Merged:
     realign: Realign
     seconds: float
     images: int
+    ways: Mapping[str, Delta] = field(default_factory=dict)
+    passes: float = 1.0
+
+    def delta_of(self, task: str) -> Delta | None:
+        """What is folded into the backbone for this task's answer."""
+        return self.ways.get(task, self.delta)
 
 
 def merge_set(
@@ -49,10 +58,16 @@ def merge_set(
     merge: Callable[[Sequence[str]], Delta | None],
     realigns: Sequence[Realign],
     images: int,
+    branching: Branching | None = None,
 ) -> list[Merged]:
     """Merges one set and fits each kind of readout; deep and linear ones come from one pass over the images."""
     begun = time.perf_counter()
     delta = merge(tasks)
+    ways: dict[str, Delta] = {}
+    passes = 1.0
+    if branching is not None:
+        own = {task: bench.members[task].delta for task in tasks}
+        ways, passes = branch(tasks, delta, merge, own, branching, bench.depth)
     merging = time.perf_counter() - begun
     found: dict[Realign, Merged] = {}
     wanted: list[Realign] = [realign for realign in realigns if realign != "none"]
@@ -61,7 +76,7 @@ def merge_set(
     for task in tasks if wanted else ():
         single = bench.single(task, "train", images)
         begun = time.perf_counter()
-        features = bench.features(delta, task, "train", images, deep="deep" in wanted)
+        features = bench.features(ways.get(task, delta), task, "train", images, deep="deep" in wanted)
         reading = time.perf_counter() - begun
         for realign in wanted:
             begun = time.perf_counter()
@@ -71,10 +86,10 @@ def merge_set(
             spent[realign] += reading + time.perf_counter() - begun
     for realign in realigns:
         if realign == "none":
-            own = {task: bench.members[task].head for task in tasks}
-            found[realign] = Merged(delta, own, realign, merging, 0)
+            own_heads = {task: bench.members[task].head for task in tasks}
+            found[realign] = Merged(delta, own_heads, realign, merging, 0, ways, passes)
         else:
-            found[realign] = Merged(delta, heads[realign], realign, spent[realign], images)
+            found[realign] = Merged(delta, heads[realign], realign, spent[realign], images, ways, passes)
     return [found[realign] for realign in realigns]
 
 
@@ -89,7 +104,7 @@ def predict_set(bench: Workbench, merges: Sequence[Merged], count: int) -> list[
     for task in merges[0].heads:
         member = bench.members[task]
         single = outputs(member.head, bench.single(task, "val", count))
-        features = bench.features(merges[0].delta, task, "val", count, deep=deep)
+        features = bench.features(merges[0].delta_of(task), task, "val", count, deep=deep)
         error = (member.bundle.card.get("validation") or {}).get(member.task.metric)
         for merged in merges:
             given = features if merged.realign == "deep" else class_token(features, bench.width)
@@ -123,8 +138,8 @@ def score_set(
         metric = bench.members[task].task.metric
         features = (
             bench.bare(task, split, deep=deep)
-            if merges[0].delta is None
-            else bench.features(merges[0].delta, task, split, deep=deep)
+            if merges[0].delta_of(task) is None
+            else bench.features(merges[0].delta_of(task), task, split, deep=deep)
         )
         own = outputs(bench.members[task].head, bench.single(task, split))
         single = bench.score(task, split, own)
@@ -146,6 +161,7 @@ def score_set(
                     "retention_low": low,
                     "retention_high": high,
                     "images": merged.images,
+                    "passes": merged.passes,
                     "seconds": round(merged.seconds, 3),
                     "scores": scores,
                 }

@@ -27,6 +27,7 @@ from lightning_modules.building import plain_backbone, resolve_precision
 from lightning_modules.model import MLPHead
 from lightning_modules.module import AUTOCAST
 from lightning_modules.tracking import log_summary, log_table, open_loggers
+from merging.branch import Branching
 from merging.bundle import save_merged
 from merging.evaluate import COLUMNS, PAIRED, PREDICTED, Merged, merge_set, predict_set, score_set
 from merging.members import Member, bundle_path, read_member, require_bundles
@@ -93,7 +94,7 @@ def merge_all(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dic
         file = folder / f"{'+'.join(tasks)}.json"
         if file.exists():
             continue
-        merges = merge_set(opened.bench, tasks, method, config.realigns, config.images)
+        merges = merge_set(opened.bench, tasks, method, config.realigns, config.images, branching_of(config))
         expected = predict_set(opened.bench, merges, config.advice_images)
         rows = score_set(opened.bench, merges, config.split, opened.head_only)
         rows = [row | told for row, told in zip(rows, expected, strict=True)]
@@ -102,7 +103,7 @@ def merge_all(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dic
             "data": opened.data_name(tasks),
             "backbone": f"{opened.backbone['name']}@{opened.backbone['image_size']}",
             "set": "+".join(tasks),
-            "method": config.method_name,
+            "method": config.method_label,
             "rank": config.lora.rank,
             "seed": config.seed,
             "init_seed": _init_seeds(opened.bench, tasks),
@@ -244,7 +245,16 @@ def _init_seeds(bench: Workbench, tasks: Sequence[str]) -> str | None:
     return found.pop() if len(found) == 1 else "mixed"
 
 
+def branching_of(config: MergeConfig) -> Branching | None:
+    """Where the config's merges branch; None where they do not."""
+    if config.branch_at is None:
+        return None
+    return Branching(config.branch_at, None if config.branch is None else tuple(config.branch))
+
+
 def _saves(config: MergeConfig) -> bool:
+    if config.branch_at is not None:
+        return False  # several last blocks are no plain timm state dict
     return len(config.chosen_sets()) == 1 if config.save == "auto" else config.save
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.datamodule import ImageDataModule, normalize
 from launch.errors import AdapterError, DataError
@@ -50,7 +50,7 @@ class Workbench:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.members, self.data, self.device, self.dtype = dict(members), dict(data), device, dtype
-        self.width = int(backbone.num_features)
+        self.width, self.depth = int(backbone.num_features), len(cast(nn.Sequential, backbone.blocks))
         modules = {module for member in members.values() for module in member.delta or {}}
         self.weights = FoldableWeights(backbone.to(device), sorted(modules))
         if dtype is not None:

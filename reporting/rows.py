@@ -22,14 +22,14 @@ MERGE_FURTHER = (
     "predicted",
     "low",
     "high",
-    "flops",
+    "passes",
 )  # only some merges know them
 TRAIN_COLUMNS = ("data", "backbone", "task", "rank", "seed", "metric", "score", "primary", "epochs", "seconds")
 TRAIN_DEMANDED = ("data", "backbone", "task", "rank", "seed", "metric", "score")
 INTEGERS = ("rank", "seed", "images", "epochs")
 NUMBERS = (
     "score", "single", "head_only", "retention", "retention_low", "retention_high", "seconds", "predicted", "low",
-    "high", "flops",
+    "high", "passes",
 )  # fmt: skip
 STUDY_METHOD = "cat"  # what the study calls concatenation
 JOINT = "joint"  # one adapter trained on all tasks: not merged, but what merging is measured against

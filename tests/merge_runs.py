@@ -50,3 +50,15 @@ def merge_process(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """``python merge.py ...`` to its end."""
     command = [sys.executable, str(ROOT / "merge.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
+
+
+def command(outputs: Path, *more: str) -> list[str]:
+    return [
+        f"paths.outputs={outputs}",
+        "lora.rank=2",
+        "images=24",
+        "device=cpu",
+        "logger=csv",
+        "precision=32-true",
+        *more,
+    ]

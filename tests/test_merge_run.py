@@ -19,24 +19,12 @@ from merging.members import read_member
 from merging.methods import require_delta
 from tests.conftest import SIZE, TINY
 from tests.merge_cases import SHIPPED
-from tests.merge_runs import merge_config, merge_here, merge_process, train_members
+from tests.merge_runs import command, merge_config, merge_here, merge_process, train_members
 
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_members(tmp_path_factory.mktemp("members"))
-
-
-def command(outputs: Path, *more: str) -> list[str]:
-    return [
-        f"paths.outputs={outputs}",
-        "lora.rank=2",
-        "images=24",
-        "device=cpu",
-        "logger=csv",
-        "precision=32-true",
-        *more,
-    ]
 
 
 SMALL = {  # so that methods which take minutes take a moment

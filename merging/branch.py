@@ -1,0 +1,69 @@
+"""Branching: the first blocks are shared by all tasks of a merge, and tasks that conflict get last blocks of their own.
+
+A branch runs the blocks from ``at`` on once more, so B branches cost 1 + (B - 1) (L - at) / L passes of L blocks.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from launch.errors import CommandError
+from merging.delta import Delta
+
+
+@dataclass(frozen=True)
+class Branching:
+    """Where a merge branches.
+
+    Attributes:
+        at: blocks that are shared; 0 shares nothing, L everything.
+        tasks: those with last blocks of their own; None: all. The others share theirs.
+    """
+
+    at: int
+    tasks: tuple[str, ...] | None = None
+
+
+def branch(
+    tasks: Sequence[str],
+    merged: Delta | None,
+    merge: Callable[[Sequence[str]], Delta | None],
+    own: Mapping[str, Delta | None],
+    branching: Branching,
+    depth: int,
+) -> tuple[dict[str, Delta], float]:
+    """For each task the delta of its way through the backbone, and the passes that all ways cost together.
+
+    Tasks that share their last blocks are merged there among themselves, so the branched ones no longer disturb them.
+
+    Args:
+        merged: of all tasks; the first ``at`` blocks take it.
+        merge: of some tasks, for the last blocks of those that share them.
+        own: the single adapters' deltas.
+        depth: blocks of the backbone, L.
+
+    Raises:
+        CommandError: ``at`` is beyond the backbone.
+    """
+    if not 0 <= branching.at <= depth:
+        raise CommandError(
+            f"branch_at={branching.at}: the backbone has {depth} blocks; give a number from 0 to {depth}."
+        )
+    apart = [task for task in tasks if branching.tasks is None or task in branching.tasks]
+    sharing = [task for task in tasks if task not in apart]
+    together = merge(sharing) if len(sharing) > 1 else None
+    ways = {}
+    for task in tasks:
+        last = own[task] if task in apart or together is None else together
+        ways[task] = _join(merged or {}, last or {}, branching.at)
+    branches = len(apart) + bool(sharing)
+    return ways, 1 + (branches - 1) * (depth - branching.at) / depth
+
+
+def _join(first: Delta, last: Delta, at: int) -> Delta:
+    return {module: pair for module, pair in first.items() if _block(module) < at} | {
+        module: pair for module, pair in last.items() if _block(module) >= at
+    }
+
+
+def _block(module: str) -> int:
+    return int(module.split(".")[1])  # blocks.<number>.attn.qkv.k

@@ -1,0 +1,70 @@
+"""Merges whose last blocks are not shared by all tasks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from launch.errors import CommandError
+from lightning_modules.backbone import create_backbone
+from merging.branch import Branching, branch
+from tests.conftest import SIZE, TINY
+from tests.merge_runs import command, merge_here, train_members
+
+DEPTH = 12
+
+
+def _delta(value: float) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    part = torch.full((2, 2), value)
+    return {f"blocks.{block}.attn.qkv.k": (part, part) for block in range(DEPTH)}
+
+
+OWN = {"a": _delta(1.0), "b": _delta(2.0), "c": _delta(3.0)}
+
+
+def _summed(names):
+    return _delta(sum(float(OWN[name]["blocks.0.attn.qkv.k"][0][0, 0]) for name in names))
+
+
+def _values(way):
+    return [float(way[f"blocks.{block}.attn.qkv.k"][0][0, 0]) for block in range(DEPTH)]
+
+
+def test_the_branched_task_has_its_own_last_blocks_and_leaves_those_of_the_others() -> None:
+    ways, passes = branch(["a", "b", "c"], _summed("abc"), _summed, OWN, Branching(9, ("c",)), DEPTH)
+    assert _values(ways["c"]) == [6.0] * 9 + [3.0] * 3
+    assert _values(ways["a"]) == _values(ways["b"]) == [6.0] * 9 + [3.0] * 3  # 1 + 2, without c's 3
+    assert passes == pytest.approx(1 + 3 / 12)
+
+
+@pytest.mark.parametrize(("at", "passes"), [(12, 1.0), (6, 2.0), (0, 3.0)])
+def test_all_tasks_branch_where_none_is_named(at: int, passes: float) -> None:
+    ways, cost = branch(["a", "b", "c"], _summed("abc"), _summed, OWN, Branching(at), DEPTH)
+    assert cost == passes
+    for name, value in (("a", 1.0), ("b", 2.0), ("c", 3.0)):
+        assert _values(ways[name]) == [6.0] * at + [value] * (DEPTH - at)
+
+
+def test_a_lone_task_beside_the_branched_ones_keeps_its_own_last_blocks() -> None:
+    ways, passes = branch(["a", "b"], _summed("ab"), _summed, OWN, Branching(11, ("a",)), DEPTH)
+    assert _values(ways["b"])[-1] == 2.0
+    assert passes == pytest.approx(1 + 1 / 12)
+
+
+def test_more_blocks_than_there_are_is_refused() -> None:
+    with pytest.raises(CommandError, match="branch_at=13: the backbone has 12 blocks"):
+        branch(["a"], _delta(1.0), _summed, OWN, Branching(13), DEPTH)
+
+
+def test_nothing_shared_is_the_adapters_alone_and_all_shared_is_the_merge(tmp_path: Path) -> None:
+    outputs = train_members(tmp_path)
+    pair = ["tasks=[leaves,dots]", "merge=cat", "save=false"]
+    apart, _ = merge_here(command(outputs, *pair, "branch_at=0"))
+    assert [row["retention"] for row in apart["rows"]] == [1.0, 1.0]
+    assert {row["passes"] for row in apart["rows"]} == {2.0}
+    assert {row["method"] for row in apart["rows"]} == {"cat_branched_at_0"}
+    plain, _ = merge_here(command(outputs, *pair))
+    depth = len(create_backbone(TINY, SIZE).blocks)
+    shared, _ = merge_here(command(outputs, *pair, f"branch_at={depth}"))
+    assert [row["score"] for row in shared["rows"]] == [row["score"] for row in plain["rows"]]
+    assert {row["passes"] for row in shared["rows"]} == {1.0}
