@@ -29,8 +29,8 @@ Matrices = Tensor | list[Tensor]
 
 ROWS = 128
 SAMPLED = 2**20  # entries of an adapter from which on a sample is worth while
-STEP = 6  # of the sample, in rows and in columns
-MARGIN = 0.01  # of all entries: several times what a sample that large is off by on trained adapters
+STEP = 5  # of the sample, in rows and in columns
+MARGIN = 0.01  # of all entries: twice what samples of small trained adapters are off by; large ones are off by less
 
 
 def ties(
@@ -166,8 +166,10 @@ def _bounds(groups: Sequence[Layers], adapter: int, share: float) -> tuple[float
     """Magnitudes that a share of MARGIN more and less than ``share`` of a regular sample of the entries reach."""
     parts = []
     for layers in groups:
-        b, a = layers.b[adapter][:, ::STEP].float(), layers.a[adapter][..., ::STEP].float()
-        parts.append((b @ a).abs_().flatten().cpu().numpy())
+        # The same inputs and outputs are large in many modules: each STEP-th module starts from another one.
+        for start in range(STEP):
+            b, a = layers.b[adapter][start::STEP, start::STEP], layers.a[adapter][start::STEP, :, start::STEP]
+            parts.append((b.float() @ a.float()).abs_().flatten().cpu().numpy())
     sample = np.concatenate(parts)
     many, few = (round((share + margin) * len(sample)) for margin in (MARGIN, -MARGIN))
     inside = [len(sample) - place for place in (many, few) if 0 < place <= len(sample)]
@@ -193,43 +195,50 @@ def _elect_between(
     open_entries: list[list[Tensor]] = [[] for _ in bounds]
     for layers, out in zip(groups, outs, strict=True):
         for index, rows in _chunks(layers):
-            merged, shared, seen, unsure = [], False, False, False
+            kept: list[np.ndarray] = []
+            trimmed: list[Tensor] = []
+            unsure = np.zeros((rows.stop - rows.start, _shape(layers)[1]), dtype=bool)
             for i, (low, high) in enumerate(bounds):
                 entries = _entries(layers, i, index, rows).cpu()
-                sizes = entries.abs().numpy()
                 # NumPy compares, counts and finds several times as fast as torch does on a CPU.
-                kept = sizes >= low
+                sizes = entries.abs().numpy()
+                kept.append(sizes >= low)
+                trimmed.append(_trim(entries, low))
                 if keep is not None:
                     sure = sizes >= high
                     above[i] += np.count_nonzero(sure)
-                    unsure = unsure | (kept ^ sure)
-                shared, seen = shared | (seen & kept), seen | kept
-                merged.append(_trim(entries, low))
+                    unsure |= np.not_equal(kept[-1], sure, out=sure)
             if keep is not None and len(places := torch.from_numpy(np.flatnonzero(unsure))):
                 open_at.append((out[index][rows].view(-1), places))
-                for x, found in zip(merged, open_entries, strict=True):
+                for x, found in zip(trimmed, open_entries, strict=True):
                     found.append(x.view(-1)[places])
-            out[index][rows] = _elect_shared(merged, np.asarray(shared)).mul_(scale)
+            merged = _elect_shared(trimmed, kept)
+            out[index][rows] = merged if scale == 1 else merged.mul_(scale)
     if keep is None or not open_at:
         return keep is None
     limits = []
-    candidates = [torch.cat(found) for found in open_entries]
-    for (low, high), found, number in zip(bounds, candidates, above, strict=True):
-        sizes = found.abs().numpy()
+    for (low, high), found, number in zip(bounds, open_entries, above, strict=True):
+        sizes = torch.cat(found).abs_().numpy()
         sizes = sizes[(sizes >= low) & (sizes < high)]
         if not number < keep <= number + len(sizes):
             return False
         place = len(sizes) - (keep - number)
         sizes.partition(place)
         limits.append(float(sizes[place]))
-    decided = _elect([_trim(x, limit) for x, limit in zip(candidates, limits, strict=True)]).mul_(scale)
-    for (out, places), values in zip(open_at, decided.split([len(places) for _, places in open_at]), strict=True):
-        out[places.to(out.device)] = values.to(out.device, out.dtype)
+    for (out, places), *found in zip(open_at, *open_entries, strict=True):
+        decided = _elect([_trim(x, limit) for x, limit in zip(found, limits, strict=True)]).mul_(scale)
+        out[places.to(out.device)] = decided.to(out.device, out.dtype)
     return True
 
 
-def _elect_shared(entries: list[Tensor], shared: np.ndarray) -> Tensor:
-    """``_elect`` of matrices where only the entries marked in ``shared`` may be nonzero in more than one of them."""
+def _elect_shared(entries: list[Tensor], kept: list[np.ndarray]) -> Tensor:
+    """``_elect`` where an entry not marked in ``kept`` is 0: only what more than one adapter kept needs a vote."""
+    if len(entries) == 1:
+        return entries[0]
+    seen, shared = kept[0] | kept[1], kept[0] & kept[1]
+    for more in kept[2:]:
+        shared |= seen & more
+        seen |= more
     places = torch.from_numpy(np.flatnonzero(shared))
     if 4 * len(places) > entries[0].numel():
         return _elect(entries)
@@ -300,8 +309,10 @@ def _dropper(layers: Layers, density: float, seed: int) -> Callable[[Tensor, int
 
 
 def _total(entries: list[Tensor]) -> Tensor:
-    total = entries[0].clone()
-    for x in entries[1:]:
+    if len(entries) == 1:
+        return entries[0]
+    total = entries[0] + entries[1]
+    for x in entries[2:]:
         total += x
     return total
 
