@@ -1,5 +1,6 @@
 """Gram merging block by block, with Grams of what each block really gets to see in the merged model."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -49,12 +50,10 @@ def gram_seq(
             }
             if any(own.values()):
                 read = sorted({locate(model, module)[0].removesuffix(".weight") for module in own[tasks[0]]})
+                watched = {path: model.get_submodule(path) for path in read}
                 grams = {
-                    task: input_grams(
-                        {path: model.get_submodule(path) for path in read},
-                        lambda task=task: _advance(bench, block, tokens[task]),
-                    )
-                    for task in tasks
+                    task: input_grams(watched, functools.partial(_advance, bench, block, rows))
+                    for task, rows in tokens.items()
                 }
                 merged |= gram(own, weights, grams=grams, normalise=normalise, ridge=ridge, cat_share=cat_share)
                 bench.weights.fold(merged)

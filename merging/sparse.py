@@ -206,7 +206,7 @@ def _elect_between(
                 trimmed.append(_trim(entries, low))
                 if keep is not None:
                     sure = sizes >= high
-                    above[i] += np.count_nonzero(sure)
+                    above[i] += int(np.count_nonzero(sure))
                     unsure |= np.not_equal(kept[-1], sure, out=sure)
             if keep is not None and len(places := torch.from_numpy(np.flatnonzero(unsure))):
                 open_at.append((out[index][rows].view(-1), places))
