@@ -57,8 +57,8 @@ def methods_markdown(found: Collected, tasks: Iterable[str]) -> str:
         "# What merging keeps",
         "Retention: score / score of the adapter alone (inverse for RMSE and NME). Mean and minimum over all members "
         "of all sets of a seed, then mean ± standard deviation over seeds (number of seeds). Images: unlabeled ones "
-        "per task. Rows over fewer sets do not compare with those over all. Realigned heads were fitted anew and may read "
-        "more: compare them with `frozen`, realigned alike, in `merges.csv`.",
+        "per task. Rows over fewer sets do not compare with those over all. Realigned heads were fitted anew and may "
+        "read more: compare them with `frozen`, realigned alike, in `merges.csv`.",
     ]
     for backbone in sorted({row["backbone"] for row in rows}):
         tables = []
