@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml  # type: ignore[import-untyped]
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from launch import checks
 from launch.errors import nearest
@@ -108,8 +108,6 @@ class Rank(Strict):
 
 class MergeConfig(Strict):
     """Config of ``merge.py``."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9_+.-]+$")] | None = Field(
         description="a name of letters, digits and _ + . -, or null (made from the set and the method)"

@@ -40,18 +40,35 @@ def factor_svd(b: Tensor, a: Tensor, rank: int | None = None) -> tuple[Tensor, T
     Returns:
         U (L, d_out, k), s (L, k), V (L, d_in, k).
     """
-    q_b, r_b = torch.linalg.qr(b)
-    q_a, r_a = torch.linalg.qr(a.mT)
+    (left, r_b), (right, r_a) = _reflections(b), _reflections(a.mT)
     u, s, v = singular(r_b @ r_a.mT)
-    u, v = q_b @ u[..., :rank], q_a @ v[..., :rank]
+    u, v = _reflect(left, u[..., :rank]), _reflect(right, v[..., :rank])
     sign = signs(u)
     return u * sign, s[..., :rank], v * sign
 
 
+def _reflections(x: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """QR of x (L, d, n) with Q left as Householder reflections: to apply it to few columns costs less than to form it.
+
+    Returns:
+        the reflections for ``_reflect``, and R (L, k, n) with k = min(d, n).
+    """
+    packed, scales = torch.geqrf(x)
+    count = scales.shape[-1]
+    return (packed[..., :count], scales), packed[..., :count, :].triu()
+
+
+def _reflect(reflections: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+    """Q x (L, d, n) for x (L, k, n)."""
+    packed, scales = reflections
+    padded = torch.nn.functional.pad(x, (0, 0, 0, packed.shape[-2] - x.shape[-2]))
+    return torch.ormqr(packed, scales, padded)
+
+
 def signs(u: Tensor) -> Tensor:
-    """(L, 1, k) of +-1: the sign of the largest entry of each column of u (L, m, k)."""
-    largest = u.gather(-2, u.abs().argmax(dim=-2, keepdim=True))
-    return torch.where(largest < 0, -1.0, 1.0).to(u.dtype)
+    """(L, 1, k) of +-1: the sign of the largest entry of each column of u (L, m, k), + where two are as large."""
+    low, high = torch.aminmax(u, dim=-2, keepdim=True)
+    return torch.where(-low > high, -1.0, 1.0).to(u.dtype)
 
 
 def polar(x: Tensor) -> Tensor:

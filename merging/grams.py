@@ -5,8 +5,9 @@ the mean of x x^T over all tokens x that reach it in the task's own adapted mode
 the upper half in float16, each matrix divided by its largest entry, which is kept in float32.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -40,6 +41,16 @@ def collect_grams(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tens
         model: adapted backbone in evaluation mode.
         batches: normalised images (B, 3, S, S) on the model's device.
     """
+
+    def run() -> None:
+        for images in batches:
+            model(images)
+
+    return input_grams(read_modules(model), run)
+
+
+def input_grams(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> dict[str, Tensor]:
+    """Mean x x^T (d_in, d_in), float64, over all rows x that reach each module while ``run`` runs."""
     sums: dict[str, Tensor] = {}
     tokens: dict[str, int] = {}
 
@@ -52,10 +63,9 @@ def collect_grams(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tens
 
         return add
 
-    handles = [module.register_forward_pre_hook(watch(path)) for path, module in read_modules(model).items()]
+    handles = [module.register_forward_pre_hook(watch(path)) for path, module in modules.items()]
     try:
-        for images in batches:
-            model(images)
+        run()
     finally:
         for handle in handles:
             handle.remove()

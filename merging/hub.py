@@ -3,13 +3,14 @@
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from launch.errors import AdapterError, UserError
+from launch.files import write_json
 from lightning_modules.adapter import CARD, README
 from merging.views import read_card
 
@@ -39,16 +40,21 @@ def resolve(path: str, api: HfApi | None = None) -> Path:
 def push(folder: Path, name: str, *, private: bool, api: HfApi | None = None) -> str:
     """Uploads a bundle in one commit, its README with a model card in its place, and gives the address.
 
+    Of the paths in its cards, which tell where data and outputs lie on this machine, only the last part is uploaded.
+
     Raises:
         AdapterError: there is no bundle.
         HubError: not logged in, no right to write there, or no network.
     """
-    card = read_card(folder)
+    card = without_folders(read_card(folder))
+    members = {member: without_folders(read_card(folder / member)) for member in _members(folder)}
     api = api or HfApi()
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch) / "bundle"
         shutil.copytree(folder, staged)
-        (staged / README).write_text(model_card(card, [read_card(member) for member in _members(folder)]), "utf-8")
+        for place, told in {Path(): card, **members}.items():
+            write_json(staged / place / CARD, told)
+        (staged / README).write_text(model_card(card, list(members.values())), "utf-8")
         try:
             api.create_repo(name, private=private, exist_ok=True)
             done = api.upload_folder(
@@ -59,8 +65,22 @@ def push(folder: Path, name: str, *, private: bool, api: HfApi | None = None) ->
     return str(done.commit_url)
 
 
+def without_folders(told: Any) -> Any:
+    """A card with every absolute path in it cut to its last part, those of other systems and of homes (~) too."""
+    if isinstance(told, Mapping):
+        return {key: without_folders(value) for key, value in told.items()}
+    if isinstance(told, list):
+        return [without_folders(value) for value in told]
+    if not isinstance(told, str):
+        return told
+    for path in (PurePosixPath(told), PureWindowsPath(told)):
+        if path.is_absolute() or told.startswith("~/"):
+            return path.name
+    return told
+
+
 def _members(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob(f"members/*/{CARD}"))
+    return sorted(path.parent.relative_to(folder) for path in folder.glob(f"members/*/{CARD}"))
 
 
 def _text(verb: str, name: str, error: Exception) -> str:

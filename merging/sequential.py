@@ -1,6 +1,7 @@
 """Gram merging block by block, with Grams of what each block really gets to see in the merged model."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from merging.delta import Delta, Weights, require
 from merging.fold import locate
 from merging.gram import Normalise, gram
-from merging.grams import exact_gram
+from merging.grams import input_grams
 from merging.workbench import Workbench
 
 CHUNK = 64  # images passed through a block at once
@@ -49,7 +50,11 @@ def gram_seq(
             }
             if any(own.values()):
                 read = sorted({locate(model, module)[0].removesuffix(".weight") for module in own[tasks[0]]})
-                grams = {task: _grams(bench, block, tokens[task], read) for task in tasks}
+                watched = {path: model.get_submodule(path) for path in read}
+                grams = {
+                    task: input_grams(watched, functools.partial(_advance, bench, block, rows))
+                    for task, rows in tokens.items()
+                }
                 merged |= gram(own, weights, grams=grams, normalise=normalise, ridge=ridge, cat_share=cat_share)
                 bench.weights.fold(merged)
             if index + 1 < len(model.blocks):
@@ -75,26 +80,3 @@ def _embed(bench: Workbench, task: str, images: int) -> Tensor:
 def _advance(bench: Workbench, block: nn.Module, tokens: Tensor) -> Tensor:
     with torch.autocast(bench.device.type, bench.dtype, enabled=bench.dtype is not None):
         return torch.cat([block(chunk).float() for chunk in tokens.split(CHUNK)])
-
-
-def _grams(bench: Workbench, block: nn.Module, tokens: Tensor, read: Sequence[str]) -> dict[str, Tensor]:
-    """Mean x x^T (d_in, d_in), float64, over the inputs of each Linear in ``read`` (paths in the model)."""
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-
-    def watch(path: str) -> Any:
-        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].detach().float().flatten(0, -2)
-            product = exact_gram(x)
-            sums[path] = sums[path] + product if path in sums else product
-            counts[path] = counts.get(path, 0) + len(x)
-
-        return add
-
-    handles = [bench.backbone.get_submodule(path).register_forward_pre_hook(watch(path)) for path in read]
-    try:
-        _advance(bench, block, tokens)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {path: total / counts[path] for path, total in sums.items()}

@@ -15,7 +15,7 @@ Shared decisions:
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -24,7 +24,13 @@ from torch import Tensor
 from merging.delta import Delta, Layers, Weights, collect, require, weighted
 from merging.factor import signs, singular
 
+Matrices = Tensor | list[Tensor]
+"""(L, d_out, d_in), or as many matrices that own their memory."""
+
 ROWS = 128
+SAMPLED = 2**20  # entries of an adapter from which on a sample is worth while
+STEP = 5  # of the sample, in rows and in columns
+MARGIN = 0.01  # of all entries: twice what samples of small trained adapters are off by; large ones are off by less
 
 
 def ties(
@@ -47,7 +53,9 @@ def ties(
         rank: None returns the full-rank result exactly; a number truncates it.
     """
     groups = weighted(deltas, weights)
-    return _collect_dense(groups, elected(groups, density), scale, rank)
+    outs = [_room(layers, rank) for layers in groups]
+    _elect_into(outs, groups, density, None, scale)
+    return _collect_dense(groups, outs, rank)
 
 
 def magnitude_prune(
@@ -61,8 +69,8 @@ def magnitude_prune(
     """The sum of the deltas, each cut to its largest entries; the rest of the arguments as ``ties``."""
     groups = weighted(deltas, weights)
     limits = thresholds(groups, density)
-    merged = (_combine(layers, lambda x, i, _: _trim(x, limits[i]), _total) for layers in groups)
-    return _collect_dense(groups, merged, scale, rank)
+    outs = [_combine(layers, lambda x, i, _: _trim(x, limits[i]), _total, scale, rank) for layers in groups]
+    return _collect_dense(groups, outs, rank)
 
 
 def dare_linear(
@@ -81,7 +89,8 @@ def dare_linear(
     """
     groups = weighted(deltas, weights)
     require(0 <= density <= 1, "density", density, "a number from 0 to 1")
-    return _collect_dense(groups, (_combine(g, _dropper(g, density, seed), _total) for g in groups), scale, rank)
+    outs = [_combine(layers, _dropper(layers, density, seed), _total, scale, rank) for layers in groups]
+    return _collect_dense(groups, outs, rank)
 
 
 def dare_ties(
@@ -96,7 +105,8 @@ def dare_ties(
     """``dare_linear``'s dropping, then TIES' sign election and the mean of those that agree, not the sum."""
     groups = weighted(deltas, weights)
     require(0 <= density <= 1, "density", density, "a number from 0 to 1")
-    return _collect_dense(groups, (_combine(g, _dropper(g, density, seed), _elect) for g in groups), scale, rank)
+    outs = [_combine(layers, _dropper(layers, density, seed), _elect, scale, rank) for layers in groups]
+    return _collect_dense(groups, outs, rank)
 
 
 def elected(groups: Sequence[Layers], density: float, sizes: Sequence[int] | None = None) -> list[Tensor]:
@@ -109,19 +119,18 @@ def elected(groups: Sequence[Layers], density: float, sizes: Sequence[int] | Non
     Returns:
         for each group (L, d_out, d_in).
     """
-    limits = thresholds(groups, density, sizes)
-    return [_combine(layers, lambda x, i, _: _trim(x, limits[i]), _elect) for layers in groups]
+    outs = [layers.b[0].new_empty(len(layers.modules), *_shape(layers)) for layers in groups]
+    _elect_into(outs, groups, density, sizes, 1.0)
+    return outs
 
 
 def thresholds(groups: Sequence[Layers], density: float, sizes: Sequence[int] | None = None) -> list[float]:
     """For each adapter the magnitude of its round(density * entries)-th largest entry over all groups."""
-    require(0 <= density <= 1, "density", density, "a number from 0 to 1")
-    counts = [len(g.modules) * g.b[0].shape[-2] * g.a[0].shape[-1] for g in groups]
-    keep = round(density * sum(counts if sizes is None else sizes))
+    keep, total = _kept(groups, density, sizes)
     adapters = range(len(groups[0].adapters))
     if keep == 0 or density == 1:
         return [float("inf") if keep == 0 else 0.0 for _ in adapters]
-    buffer = np.empty(sum(counts))
+    buffer = np.empty(total)
     limits = []
     for i in adapters:
         start = 0
@@ -135,9 +144,124 @@ def thresholds(groups: Sequence[Layers], density: float, sizes: Sequence[int] | 
     return limits
 
 
+def _elect_into(
+    outs: Sequence[Matrices], groups: Sequence[Layers], density: float, sizes: Sequence[int] | None, scale: float
+) -> None:
+    """Writes scale * TIES into ``outs``, of any type, forming every product once where there are many entries.
+
+    A sample of the entries tells between which bounds an adapter's threshold lies. The one pass over all entries
+    counts those above, merges as if the lower bound were the threshold, and remembers the few places where an entry
+    lies between the bounds; these are merged anew when the threshold is known. Where the sample misled, the
+    thresholds are found first.
+    """
+    keep, total = _kept(groups, density, sizes)
+    if total >= SAMPLED and keep and density < 1:
+        bounds = [_bounds(groups, i, keep / total) for i in range(len(groups[0].adapters))]
+        if _elect_between(outs, groups, bounds, keep, scale):
+            return
+    _elect_between(outs, groups, [(limit, limit) for limit in thresholds(groups, density, sizes)], None, scale)
+
+
+def _bounds(groups: Sequence[Layers], adapter: int, share: float) -> tuple[float, float]:
+    """Magnitudes that a share of MARGIN more and less than ``share`` of a regular sample of the entries reach."""
+    parts = []
+    for layers in groups:
+        # The same inputs and outputs are large in many modules: each STEP-th module starts from another one.
+        for start in range(STEP):
+            b, a = layers.b[adapter][start::STEP, start::STEP], layers.a[adapter][start::STEP, :, start::STEP]
+            parts.append((b.float() @ a.float()).abs_().flatten().cpu().numpy())
+    sample = np.concatenate(parts)
+    many, few = (round((share + margin) * len(sample)) for margin in (MARGIN, -MARGIN))
+    inside = [len(sample) - place for place in (many, few) if 0 < place <= len(sample)]
+    sample.partition(inside)
+    low = float(sample[len(sample) - many]) if many <= len(sample) else 0.0
+    return low, float(sample[len(sample) - few]) if few > 0 else float("inf")
+
+
+def _elect_between(
+    outs: Sequence[Matrices],
+    groups: Sequence[Layers],
+    bounds: Sequence[tuple[float, float]],
+    keep: int | None,
+    scale: float,
+) -> bool:
+    """``_elect_into`` for thresholds from ``low`` to below ``high``; with both equal and no ``keep`` they are that.
+
+    Returns:
+        False if the keep-th largest entry of an adapter lies outside: then ``outs`` is of no use.
+    """
+    above = [0] * len(bounds)
+    open_at: list[tuple[Tensor, Tensor]] = []  # a band's results, flat, and the places among them yet to decide
+    open_entries: list[list[Tensor]] = [[] for _ in bounds]
+    for layers, out in zip(groups, outs, strict=True):
+        for index, rows in _chunks(layers):
+            kept: list[np.ndarray] = []
+            trimmed: list[Tensor] = []
+            unsure = np.zeros((rows.stop - rows.start, _shape(layers)[1]), dtype=bool)
+            for i, (low, high) in enumerate(bounds):
+                entries = _entries(layers, i, index, rows).cpu()
+                # NumPy compares, counts and finds several times as fast as torch does on a CPU.
+                sizes = entries.abs().numpy()
+                kept.append(sizes >= low)
+                trimmed.append(_trim(entries, low))
+                if keep is not None:
+                    sure = sizes >= high
+                    above[i] += int(np.count_nonzero(sure))
+                    unsure |= np.not_equal(kept[-1], sure, out=sure)
+            if keep is not None and len(places := torch.from_numpy(np.flatnonzero(unsure))):
+                open_at.append((out[index][rows].view(-1), places))
+                for x, found in zip(trimmed, open_entries, strict=True):
+                    found.append(x.view(-1)[places])
+            merged = _elect_shared(trimmed, kept)
+            out[index][rows] = merged if scale == 1 else merged.mul_(scale)
+    if keep is None or not open_at:
+        return keep is None
+    limits = []
+    for (low, high), found, number in zip(bounds, open_entries, above, strict=True):
+        sizes = torch.cat(found).abs_().numpy()
+        sizes = sizes[(sizes >= low) & (sizes < high)]
+        if not number < keep <= number + len(sizes):
+            return False
+        place = len(sizes) - (keep - number)
+        sizes.partition(place)
+        limits.append(float(sizes[place]))
+    for (out, places), *found in zip(open_at, *open_entries, strict=True):
+        decided = _elect([_trim(x, limit) for x, limit in zip(found, limits, strict=True)]).mul_(scale)
+        out[places.to(out.device)] = decided.to(out.device, out.dtype)
+    return True
+
+
+def _elect_shared(entries: list[Tensor], kept: list[np.ndarray]) -> Tensor:
+    """``_elect`` where an entry not marked in ``kept`` is 0: only what more than one adapter kept needs a vote."""
+    if len(entries) == 1:
+        return entries[0]
+    seen, shared = kept[0] | kept[1], kept[0] & kept[1]
+    for more in kept[2:]:
+        shared |= seen & more
+        seen |= more
+    places = torch.from_numpy(np.flatnonzero(shared))
+    if 4 * len(places) > entries[0].numel():
+        return _elect(entries)
+    merged = _total(entries)
+    if len(places):
+        merged.view(-1)[places] = _elect([x.view(-1)[places] for x in entries])
+    return merged
+
+
+def _kept(groups: Sequence[Layers], density: float, sizes: Sequence[int] | None) -> tuple[int, int]:
+    """How many of an adapter's entries stay, and how many it has."""
+    require(0 <= density <= 1, "density", density, "a number from 0 to 1")
+    counts = [len(layers.modules) * math.prod(_shape(layers)) for layers in groups]
+    return round(density * sum(counts if sizes is None else sizes)), sum(counts)
+
+
+def _shape(layers: Layers) -> tuple[int, int]:
+    return layers.b[0].shape[-2], layers.a[0].shape[-1]
+
+
 def _chunks(layers: Layers) -> Iterator[tuple[int, slice]]:
     """Every module in bands of rows: few enough for the processor's cache, where the many small steps then stay."""
-    height = layers.b[0].shape[-2]
+    height, _ = _shape(layers)
     for index in range(len(layers.modules)):
         for start in range(0, height, ROWS):
             yield index, slice(start, min(start + ROWS, height))
@@ -152,13 +276,15 @@ def _combine(
     layers: Layers,
     sparsify: Callable[[Tensor, int, str], Tensor],
     consensus: Callable[[list[Tensor]], Tensor],
-) -> Tensor:
-    merged = layers.b[0].new_empty(len(layers.modules), layers.b[0].shape[-2], layers.a[0].shape[-1])
+    scale: float,
+    rank: int | None,
+) -> Matrices:
+    out = _room(layers, rank)
     for index, rows in _chunks(layers):
         module = layers.modules[index]
         entries = [sparsify(_entries(layers, i, index, rows), i, module) for i in range(len(layers.adapters))]
-        merged[index, rows] = consensus(entries)
-    return merged
+        out[index][rows] = consensus(entries).mul_(scale)
+    return out
 
 
 def _trim(entries: Tensor, limit: float) -> Tensor:
@@ -183,8 +309,10 @@ def _dropper(layers: Layers, density: float, seed: int) -> Callable[[Tensor, int
 
 
 def _total(entries: list[Tensor]) -> Tensor:
-    total = entries[0].clone()
-    for x in entries[1:]:
+    if len(entries) == 1:
+        return entries[0]
+    total = entries[0] + entries[1]
+    for x in entries[2:]:
         total += x
     return total
 
@@ -201,16 +329,30 @@ def _elect(entries: list[Tensor]) -> Tensor:
     return agreed.mul_(sign).div_(count.clamp_(min=1))
 
 
-def _collect_dense(groups: Sequence[Layers], merged: Iterable[Tensor], scale: float, rank: int | None) -> Delta:
+def _room(layers: Layers, rank: int | None) -> Matrices:
+    """Where a merge writes: apart and of the final type if the result is returned as it is, else for the SVD."""
     require(rank is None or rank >= 1, "rank", rank, "a whole number from 1 or null (= exact, full rank)")
-    return collect(groups, (_pair(m.mul_(scale), rank) for m in merged))
+    shape, like = _shape(layers), layers.b[0]
+    if rank is None or rank >= min(shape):
+        return [like.new_empty(shape, dtype=layers.dtype) for _ in layers.modules]
+    return like.new_empty(len(layers.modules), *shape)
 
 
-def _pair(merged: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
-    _, d_out, d_in = merged.shape
-    if rank is None or rank >= min(d_out, d_in):
-        eye = torch.eye(min(d_out, d_in), dtype=merged.dtype, device=merged.device).expand(len(merged), -1, -1)
-        return (merged, eye) if d_in <= d_out else (eye, merged)
+def _collect_dense(groups: Sequence[Layers], outs: Sequence[Matrices], rank: int | None) -> Delta:
+    """Matrices as delta: those in a list as they are, paired with the identity, stacked ones cut to ``rank``."""
+    merged: Delta = {}
+    for layers, out in zip(groups, outs, strict=True):
+        if isinstance(out, Tensor):
+            merged |= collect([layers], [_cut(out, rank)])
+            continue
+        for module, x in zip(layers.modules, out, strict=True):
+            d_out, d_in = x.shape
+            eye = torch.eye(min(d_out, d_in), dtype=x.dtype, device=x.device)
+            merged[module] = (x, eye) if d_in <= d_out else (eye, x)
+    return dict(sorted(merged.items()))
+
+
+def _cut(merged: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
     u, s, v = (x[..., :rank] for x in singular(merged))
     root = s.sqrt().unsqueeze(-2) * signs(u)
     return u * root, (v * root).mT

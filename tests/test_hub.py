@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import HfApi
 
 from launch.errors import UserError
-from merging.hub import HubError, model_card, push, resolve
+from merging.hub import HubError, model_card, push, resolve, without_folders
 from merging.model import load
 from tests.model_cases import adapter, files, merged
 
@@ -118,7 +118,7 @@ def api(endpoint: str, cache: Path, token: str = "hf_stand") -> CachedApi:
 
 def test_there_and_back_is_the_same_model(tmp_path: Path, stand: tuple[str, type[Stand]]) -> None:
     endpoint, handler = stand
-    path = merged(tmp_path, ["age", "leaves"])
+    path = merged(tmp_path, ["age", "leaves"], source={"root": str(tmp_path / "age"), "csv": "labels.csv"})
     (path / "notes.pkl").write_bytes(b"not part of a bundle")
     address = push(path, "user/name", private=True, api=api(endpoint, tmp_path / "cache"))
     assert address.endswith(f"/user/name/commit/{COMMIT}")
@@ -126,15 +126,31 @@ def test_there_and_back_is_the_same_model(tmp_path: Path, stand: tuple[str, type
     assert "private" in json.dumps(handler.created[0])
     sent, own = handler.stored, files(path)
     assert set(sent) == set(own) - {"notes.pkl"}
-    assert {name: sent[name] for name in sent if name != "README.md"} == {
-        name: own[name] for name in sent if name != "README.md"
+    rewritten = {name for name in sent if name.endswith("card.json")} | {"README.md"}
+    assert len(rewritten) == 4
+    assert {name: sent[name] for name in sent if name not in rewritten} == {
+        name: own[name] for name in sent if name not in rewritten
     }
+    assert str(tmp_path) in own["members/age/card.json"].decode()
+    assert not [name for name, content in sent.items() if str(tmp_path).encode() in content]
+    card = json.loads(sent["members/age/card.json"])
+    assert card["config"]["backbone"] == {"weights": "tiny.safetensors"}
+    assert card["config"]["data"] == {"root": "age", "csv": "labels.csv"}
     handler.stored["evil.py"] = b"import os"
     fetched = resolve("hub:user/name", api(endpoint, tmp_path / "cache"))
     assert not (fetched / "evil.py").exists()
     model = load(fetched)
     model.add(adapter(tmp_path, "points"))
     assert list(model.tasks) == ["age", "leaves", "points"]
+
+
+def test_only_folders_are_taken_out_of_a_card() -> None:
+    told = {
+        "paths": ["/home/me/data", "~/data", "C:\\Users\\me\\data", "\\\\server\\share\\me\\data"],
+        "kept": ["outputs/adapters", "hub:user/name", "a/b", "", "~", "1/2", 3, None, True],
+    }
+    clean = without_folders(told)
+    assert clean == {"paths": ["data"] * 4, "kept": told["kept"]}
 
 
 def test_what_the_hub_refuses_is_told(tmp_path: Path, stand: tuple[str, type[Stand]]) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from merging import sparse
 from merging.delta import Delta, weighted
 from merging.sparse import dare_linear, dare_ties, magnitude_prune, thresholds, ties
 from tests.merge_cases import dense, distance, make_case, merge, one_thread  # noqa: F401
@@ -113,3 +114,58 @@ def test_truncated_to_a_rank(name: str) -> None:
         u, s, vh = torch.linalg.svd(x, full_matrices=False)
         assert cut[module][0].shape[1] == 4
         assert torch.allclose(dense(cut)[module], u[:, :4] * s[:4] @ vh[:4], atol=1e-10)
+
+
+def random_entries(count: int, *, whole: bool) -> dict[str, Delta]:
+    """Three modules of 40 x 60; whole numbers give many entries of equal size, several at the threshold."""
+    generator = torch.Generator().manual_seed(7)
+    made: dict[str, Delta] = {}
+    for number in range(count):
+        made[f"task{number}"] = {}
+        for module in ("k", "q", "v"):
+            b, a = (torch.randn(*shape, generator=generator).double() for shape in ((40, 4), (4, 60)))
+            made[f"task{number}"][module] = (b.mul(2).round(), a.mul(2).round()) if whole else (b, a)
+    return made
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("density", [0.005, 0.2, 0.7, 0.995])
+def test_sampled_bounds_change_no_bit(whole: bool, count: int, density: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    deltas = random_entries(count, whole=whole)
+    exact = dense(ties(deltas, None, density=density, scale=0.7, rank=None))
+    monkeypatch.setattr(sparse, "SAMPLED", 1)
+    monkeypatch.setattr(sparse, "MARGIN", 0.05)
+    sampled = dense(ties(deltas, None, density=density, scale=0.7, rank=None))
+    assert all(torch.equal(sampled[module], exact[module]) for module in exact)
+
+
+def test_bounds_from_a_good_sample_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "SAMPLED", 1)
+    monkeypatch.setattr(sparse, "MARGIN", 0.1)
+    monkeypatch.setattr(sparse, "thresholds", lambda *_: pytest.fail("all entries were sorted"))
+    ties(random_entries(2, whole=False), None, density=0.2, **EXACT)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.01, 100.0])
+def test_a_misleading_sample_changes_no_bit(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the sample sees is smaller or larger than all the rest: the thresholds must be looked up."""
+    deltas = random_entries(2, whole=False)
+    for delta in deltas.values():
+        for start, (b, _) in enumerate(delta.values()):
+            b[start :: sparse.STEP] *= factor
+    exact = dense(ties(deltas, None, density=0.2, **EXACT))
+    calls = []
+    monkeypatch.setattr(sparse, "thresholds", lambda *given: calls.append(1) or thresholds(*given))
+    monkeypatch.setattr(sparse, "SAMPLED", 1)
+    sampled = dense(ties(deltas, None, density=0.2, **EXACT))
+    assert calls
+    assert all(torch.equal(sampled[module], exact[module]) for module in exact)
+
+
+def test_exact_results_own_their_memory() -> None:
+    """A file of them holds nothing twice."""
+    merged = ties(random_entries(2, whole=False), None, density=0.2, **EXACT)
+    tensors = [x for pair in merged.values() for x in pair]
+    assert len({x.untyped_storage().data_ptr() for x in tensors}) == len(tensors)
+    assert all(x.untyped_storage().nbytes() == x.numel() * x.element_size() for x in tensors)

@@ -1,0 +1,175 @@
+"""The study's Tables II to VIII beside ours, and all our methods:  python benchmarks/study_tables.py docs/results
+
+Reads the folder's result rows (``merges.csv``, ``table1.csv``) and writes ``study_tables.md`` and ``methods.md`` there.
+``--tasks FILE`` says which of our tasks stands in for which of the study's. Ours are measured on other data, so what
+compares is the share that is left of each adapter's own score ("of alone"), not the score.
+"""
+
+import argparse
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import yaml  # type: ignore[import-untyped]
+
+from launch.files import atomic_write
+from reporting.load import collect
+from reporting.rows import STUDY_METHOD, Collected, Row, higher_is_better, method_label
+from reporting.study import TITLES, Number, study_numbers
+from reporting.tables import NONE, PERCENT, Cell, Table, format_score, to_markdown
+
+TASKS = Path(__file__).with_name("stand_ins") / "study.yaml"
+METHODS = {STUDY_METHOD: "concatenation", "peft_linear": "linear"}  # ours -> the study's name
+SIZES = {2: "Pairs", 3: "Triples"}
+SHARED = "shared"  # the adapters started from the same A, as the study's did
+
+
+def study_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
+    """Tables II to VIII, for each backbone of ours.
+
+    Args:
+        stands_for: the study's task to ours.
+    """
+    rows = _rows(found, stands_for.values())
+    told = [
+        "# The study's tables II to VIII, and ours on other data",
+        f"Ours: mean ± standard deviation over seeds (number of seeds); {NONE} is not measured, or illegible in the "
+        f"study. Methods, heads untouched: {', '.join(f'`{ours}` = {name}' for ours, name in METHODS.items())}. "
+        "Accuracy and macro F1 in percent, RMSE in decades, NME in percent of the eye distance. Of alone: score / "
+        "score of the adapter alone (inverse for RMSE and NME). Ours were measured on the data and with the metric "
+        "that each line names: the shares compare, the scores do not.",
+    ]
+    backbones = sorted({row["backbone"] for row in rows}) or [NONE]
+    data = {(row["backbone"], row["task"]): row["data"] for row in found.trains}
+    for backbone in backbones:
+        here = [row for row in rows if row["backbone"] == backbone]
+        named = {task: f"{ours} ({data.get((backbone, ours), 'data unknown')})" for task, ours in stands_for.items()}
+        tables = [_study_table(name, here, stands_for, named) for name in TITLES if name != "I"]
+        told += [f"Ours with `{backbone}`:", to_markdown(tables).strip()]
+    return "\n\n".join(told) + "\n"
+
+
+def methods_markdown(found: Collected, tasks: Iterable[str]) -> str:
+    """Mean and minimum retention over the members of all pairs and of all triples, by method and rank."""
+    rows = [row for row in _rows(found, tasks) if row["retention"] is not None and row["tasks"] in SIZES]
+    told = [
+        "# What merging keeps",
+        "Retention: score / score of the adapter alone (inverse for RMSE and NME). Mean and minimum over all members "
+        "of all sets of a seed, then mean ± standard deviation over seeds (number of seeds). Images: unlabeled ones "
+        "per task. Rows over fewer sets do not compare with those over all. Realigned heads were fitted anew and may "
+        "read more: compare them with `frozen`, realigned alike, in `merges.csv`.",
+    ]
+    for backbone in sorted({row["backbone"] for row in rows}):
+        tables = []
+        for size, name in SIZES.items():
+            for rank in sorted({row["rank"] for row in rows}):
+                some = [row for row in rows if (row["backbone"], row["tasks"], row["rank"]) == (backbone, size, rank)]
+                if some:
+                    tables.append(_methods_table(f"{name}, rank {rank}", some))
+        told += [f"## `{backbone}`", *tables]
+    return "\n\n".join(told) + "\n"
+
+
+def _rows(found: Collected, tasks: Iterable[str]) -> list[Row]:
+    """Merges of these tasks alone, of adapters that started alike."""
+    known = set(tasks)
+    return [
+        row for row in found.merges if set(row["set"].split("+")) <= known and row.get("init_seed") in (None, SHARED)
+    ]
+
+
+def _study_table(name: str, rows: Sequence[Row], stands_for: Mapping[str, str], named: Mapping[str, str]) -> Table:
+    numbers = [number for number in study_numbers() if number.table == name]
+    headings = ["study: task", "merged with", "rank", "score", "of alone"]
+    headings += ["ours: task (data)", "merged with", "metric"]
+    for method in METHODS:
+        headings += [f"ours, `{method}`", "of alone"]
+    body = []
+    for number in numbers:
+        others = [task for task in number.adapters.split("+") if task != number.task]
+        members = "+".join(sorted(stands_for[task] for task in number.adapters.split("+")))
+        ours = [
+            row
+            for row in rows
+            if (row["set"], row["task"], row["rank"]) == (members, stands_for[number.task], number.rank)
+        ]
+        measured = sorted({row["metric"] for row in ours})
+        metric = number.metric if number.metric in measured or not measured else measured[0]
+        line = [
+            number.task, " + ".join(others), str(number.rank), *_study_cells(number), named[number.task],
+            " + ".join(named[task] for task in others), metric if measured else NONE,
+        ]  # fmt: skip
+        for method in METHODS:
+            own = [row for row in ours if method_label(row) == method and row["metric"] == metric]
+            scale = 100 if metric in PERCENT else 1
+            line += [
+                _spread([scale * row["score"] for row in own], 1 if metric in PERCENT else 3),
+                _spread([row["retention"] for row in own if row["retention"] is not None], 2),
+            ]
+        body.append([Cell(text) for text in line])
+    notes = [f"{item.adapters}, rank {item.rank}: {item.note}." for item in numbers if item.note]
+    metrics = sorted({number.metric for number in numbers})
+    return Table(name, f"{TITLES[name]} (study: {', '.join(metrics)})", headings, body, notes)
+
+
+def _study_cells(number: Number) -> tuple[str, str]:
+    """The study's number, and its share of its own Table I."""
+    alone = next(
+        (
+            item.value
+            for item in study_numbers()
+            if (item.table, item.task, item.metric, item.rank) == ("I", number.task, number.metric, number.rank)
+        ),
+        None,
+    )
+    if number.value is None:
+        return NONE, NONE
+    percent = number.metric in PERCENT
+    text = format_score(number.metric, number.value / 100 if percent else number.value)
+    if not alone:
+        return text, NONE
+    return text, f"{number.value / alone if higher_is_better(number.metric) else alone / number.value:.2f}"
+
+
+def _methods_table(title: str, rows: Sequence[Row]) -> str:
+    by_way: dict[tuple[str, int], dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        by_way[method_label(row), row["images"] or 0][row["seed"]].append(row)
+    lines = []
+    for (label, images), by_seed in by_way.items():
+        counts = sorted({len({row["set"] for row in some}) for some in by_seed.values()})
+        kept = [[row["retention"] for row in some] for some in by_seed.values()]
+        mean, least = [statistics.fmean(some) for some in kept], [min(some) for some in kept]
+        sets = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        text = f"| {label} | {images} | {sets} | {_spread(mean, 3)} | {_spread(least, 3)} |"
+        lines.append((-counts[-1], -statistics.fmean(mean), text))
+    return "\n".join(
+        [f"### {title}", "", "| method | images | sets | mean retention | minimum |", "|---|---|---|---|---|"]
+        + [text for *_, text in sorted(lines)]
+    )
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    """Mean ± deviation (number)."""
+    if not values:
+        return NONE
+    text = f"{statistics.fmean(values):.{digits}f}"
+    return text + (f" ± {statistics.stdev(values):.{digits}f} ({len(values)})" if len(values) > 1 else " (1)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("results", type=Path, help="folder of the CSV files")
+    parser.add_argument("--tasks", type=Path, default=TASKS, help="YAML: the study's task to ours")
+    options = parser.parse_args()
+    stands_for = yaml.safe_load(options.tasks.read_text(encoding="utf-8"))
+    found = collect([options.results])
+    for path, reason in found.left_out:
+        print(f"left out: {path}: {reason}")
+    atomic_write(options.results / "study_tables.md", study_markdown(found, stands_for))
+    atomic_write(options.results / "methods.md", methods_markdown(found, stands_for.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The study's tables beside those of stand-in tasks, from drawn rows."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.study_tables import TASKS, methods_markdown, study_markdown
+from reporting.load import collect
+from reporting.rows import Collected, merge_row, train_rows
+from tests.report_rows import write_csv
+
+STANDS = {
+    "firerisk": "land", "galaxy": "stars", "landmarks": "dots",
+    "age_class": "age_class", "age_regression": "age_regression", "emotion": "emotion",
+}  # fmt: skip
+
+
+def row(task: str, members: str, score: float, **more: Any) -> dict[str, Any]:
+    given = {
+        "data": "all", "backbone": "tiny@32", "set": members, "method": "cat", "realign": "none", "rank": 16,
+        "seed": 0, "task": task, "metric": "macro_f1", "score": score, "single": 0.8, "images": 0,
+    }  # fmt: skip
+    return merge_row(given | more)
+
+
+def found(*rows: dict[str, Any]) -> Collected:
+    trained = {"data": "plates", "backbone": "tiny@32", "task": "stars", "rank": 16, "seed": 0}
+    return Collected(trains=list(train_rows(trained | {"metric": "macro_f1", "score": 0.8})), merges=list(rows))
+
+
+def lines(text: str, *cells: str) -> list[list[str]]:
+    """Cells of the table rows that begin with ``cells``."""
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines()]
+    return [cell for cell in rows if cell[: len(cells)] == list(cells)]
+
+
+def test_ours_stand_beside_the_study_under_their_own_names() -> None:
+    scores = (0.6, 0.64, 0.7)
+    text = study_markdown(
+        found(
+            *(row("stars", "land+stars", score, seed=seed) for seed, score in enumerate(scores)),
+            row("stars", "land+stars", 0.5, method="peft_linear"),
+            row("stars", "land+stars", 0.79, realign="deep"),  # not what the study did
+            row("stars", "land+stars", 0.1, init_seed="per_task"),
+        ),
+        STANDS,
+    )
+    (line,) = lines(text, "galaxy", "firerisk", "16")
+    shown = f"{100 * statistics.fmean(scores):.1f} ± {100 * statistics.stdev(scores):.1f} (3)"
+    assert line[3:8] == ["74.0", "0.97", "stars (plates)", "land (data unknown)", "macro_f1"]
+    assert line[8:] == [shown, "0.81 ± 0.06 (3)", "50.0 (1)", "0.62 (1)"]
+
+
+def test_every_number_of_the_study_has_a_line_and_missing_ones_are_shown() -> None:
+    text = study_markdown(found(), STANDS)
+    assert [name for name in ("II", "III", "IV", "V", "VI", "VII", "VIII") if f"## Table {name}. " not in text] == []
+    assert len(lines(text, "firerisk")) == 18
+    (line,) = lines(text, "age_class", "emotion", "16")
+    assert line[3:5] == ["-", "-"]
+    assert line[-5:] == ["-"] * 5
+
+
+def test_errors_are_shares_the_other_way_round() -> None:
+    text = study_markdown(found(row("dots", "dots+stars", 10.0, single=8.0, metric="nme")), STANDS)
+    (line,) = lines(text, "landmarks", "galaxy", "16")
+    assert line[4] == f"{8.483 / float(line[3]):.2f}"
+    assert line[8:10] == ["10.000 (1)", "0.80 (1)"]
+
+
+def test_another_metric_than_the_study_is_named() -> None:
+    text = study_markdown(found(row("emotion", "emotion+stars", 0.4, metric="accuracy")), STANDS)
+    (line,) = lines(text, "emotion", "galaxy", "16")
+    assert line[7:9] == ["accuracy", "40.0 (1)"]
+
+
+def test_methods_by_size_rank_and_images() -> None:
+    text = methods_markdown(
+        found(
+            row("stars", "land+stars", 0.8), row("land", "land+stars", 0.4),
+            row("stars", "land+stars", 0.72, seed=1), row("land", "land+stars", 0.56, seed=1),
+            row("land", "dots+land", 0.8, seed=1),
+            row("stars", "land+stars", 0.8, realign="deep", images=100),
+            row("stars", "land+stars", 0.4, realign="deep", images=50),
+            row("stars", "dots+land+stars", 0.6, rank=64), row("stars", "drawn+stars", 0.1),
+        ),
+        STANDS.values(),
+    )  # fmt: skip
+    means = [statistics.fmean([1.0, 0.5]), statistics.fmean([0.9, 0.7, 1.0])]
+    least = [0.5, 0.7]
+    shown = [f"{statistics.fmean(v):.3f} ± {statistics.stdev(v):.3f} (2)" for v in (means, least)]
+    assert lines(text, "cat", "0", "1 to 2") == [["cat", "0", "1 to 2", *shown]]
+    assert lines(text, "cat + deep", "100") == [["cat + deep", "100", "1", "1.000 (1)", "1.000 (1)"]]
+    assert lines(text, "cat + deep", "50") == [["cat + deep", "50", "1", "0.500 (1)", "0.500 (1)"]]
+    triples = text[text.index("### Triples, rank 64") :]
+    assert lines(triples, "cat") == [["cat", "0", "1", "0.750 (1)", "0.750 (1)"]]
+
+
+def test_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import study_tables
+
+    rows = [{"task": name, "set": "galaxy_gz+land_use"} for name in ("galaxy_gz", "land_use")]
+    write_csv(tmp_path / "merges.csv", [row(item["task"], item["set"], 0.4) for item in rows])
+    monkeypatch.setattr("sys.argv", ["study_tables.py", str(tmp_path)])
+    study_tables.main()
+    (line,) = lines((tmp_path / "study_tables.md").read_text(), "galaxy", "firerisk", "16")
+    assert line[-4:-2] == ["40.0 (1)", "0.50 (1)"]
+    assert "| cat | 0 | 1 | 0.500 (1) | 0.500 (1) |" in (tmp_path / "methods.md").read_text()
+    assert collect([tmp_path]).left_out == []
+    assert TASKS.is_file()
