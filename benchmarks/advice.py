@@ -40,7 +40,20 @@ from merging.run import find_bundles, open_bench
 from merging.workbench import outputs
 from reporting.figures import COLORS, MARKERS, STYLE
 
-COLUMNS = ("set", "method", "realign", "rank", "seed", "task", "retention", "predicted", "low", "high", "noise")
+COLUMNS = (
+    "set",
+    "method",
+    "realign",
+    "rank",
+    "seed",
+    "task",
+    "retention",
+    "predicted",
+    "low",
+    "high",
+    "noise",
+    "unlabeled",
+)
 METHODS = ("cat", "gram")
 USABLE = 0.8
 LEVEL = 0.9
@@ -102,6 +115,7 @@ def recompute(file: Path) -> list[Row]:
         predicted, low, high = predict_retention(
             task, val["single"], merged["val"], member["known"], val["targets"], len(test["single"])
         )
+        unlabeled, _, _ = predict_retention(task, val["single"], merged["val"], member["known"])
         before, after = (_score(task, answers, test["targets"]) for answers in (test["single"], merged["test"]))
         rows.append(
             dict(zip(("set", "method", "realign", "task"), key, strict=True))
@@ -113,6 +127,7 @@ def recompute(file: Path) -> list[Row]:
                 "low": low,
                 "high": high,
                 "noise": measurement_noise(task, test["single"], merged["test"], test["targets"]),
+                "unlabeled": unlabeled,
             }
         )
     return rows
@@ -137,7 +152,7 @@ def read_rows(file: Path) -> list[Row]:
     """Rows with a prediction; numbers as numbers. The control, where nothing is merged, is left out."""
     with file.open(encoding="utf-8", newline="") as lines:
         rows = [dict(row) for row in csv.DictReader(lines)]
-    numbers = ("retention", "predicted", "low", "high", "noise")
+    numbers = ("retention", "predicted", "low", "high", "noise", "unlabeled")
     return [
         row | {name: float(row[name]) for name in numbers if row.get(name)}
         for row in rows
@@ -145,7 +160,7 @@ def read_rows(file: Path) -> list[Row]:
     ]
 
 
-def spearman(first: Sequence[float], second: Sequence[float]) -> float:
+def spearman(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:
     """Rank correlation, ties at their mean rank; nan where one side is constant."""
     one, two = (_ranks(np.asarray(values, dtype=float)) for values in (first, second))
     one, two = one - one.mean(), two - two.mean()
@@ -274,6 +289,9 @@ def table(rows: Sequence[Row]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"scale without {task}: {scale:.2f}" for task, (scale, _) in outside.items())]
+    if all("unlabeled" in row for row in rows):
+        blind = [row | {"predicted": row["unlabeled"]} for row in rows]
+        lines.append(f"without validation labels: Spearman {correlation(blind):.2f}, MAE {mean_error(blind):.3f}")
     return "\n".join([*lines, f"scale over all: {needed_scale(rows):.2f}"])
 
 

@@ -29,7 +29,6 @@ from lightning_modules.tasks import Task
 
 ROUNDS = 400  # draws of a test set
 OFF = 0.03  # how far stand-ins are off, in retention; the one number that was chosen by looking at merges
-WIDENED = 1.0  # the half-widths of intervals: what draws cannot know, see docs/merging.md
 LEVEL = 0.9
 
 
@@ -83,8 +82,7 @@ def predict_retention(
         values.append(stand.drawn(test, trust, generator))
     tail = (1 - LEVEL) / 2
     low, high = torch.quantile(torch.tensor(values).double(), torch.tensor([tail, 1 - tail]).double()).tolist()
-    low, high = min(low, value), max(high, value)
-    return value, max(value - WIDENED * (value - low), 0.0), value + WIDENED * (high - value)
+    return value, min(low, value), max(high, value)
 
 
 def measurement_noise(task: Task, single: Tensor, merged: Tensor, targets: Tensor, seed: int = 0) -> float:

@@ -28,6 +28,7 @@ def rows(count: int, noise: float, half: float, seed: int = 0) -> list[dict[str,
                 "low": told - half,
                 "high": told + half,
                 "noise": noise,
+                "unlabeled": told,
             }
         )
     return found
