@@ -1,4 +1,4 @@
-"""Advice before a merge: what each member will keep, why, and which merge to take. No label, no test image is read."""
+"""Advice before a merge: what each member will keep, why, and which merge to take. No test image is read."""
 
 import functools
 import logging

@@ -94,10 +94,13 @@ def merge_set(
 
 
 def predict_set(bench: Workbench, merges: Sequence[Merged], count: int) -> list[dict[str, Any]]:
-    """What to expect of merges that share one delta, before any label is read: a row for each member and realignment.
+    """What to expect of merges that share one delta on the test set, of which nothing is read but its size.
 
     Args:
-        count: unlabeled validation images per task, at most.
+        count: validation images per task, at most; their labels are read, as training has read them.
+
+    Returns:
+        A row for each member and realignment.
     """
     rows = []
     deep = any(merged.realign == "deep" for merged in merges)
@@ -105,11 +108,15 @@ def predict_set(bench: Workbench, merges: Sequence[Merged], count: int) -> list[
         member = bench.members[task]
         single = outputs(member.head, bench.single(task, "val", count))
         features = bench.features(merges[0].delta_of(task), task, "val", count, deep=deep)
-        error = (member.bundle.card.get("validation") or {}).get(member.task.metric)
+        known = member.bundle.card.get("validation") or {}
+        targets = bench.targets(task, "val", count)
+        sizes = ((member.bundle.card.get("data") or {}).get("counts") or {}).get("test") or {}
         for merged in merges:
             given = features if merged.realign == "deep" else class_token(features, bench.width)
             answers = outputs(merged.heads[task], given)
-            predicted, low, high = predict_retention(member.task, single, answers, error)
+            predicted, low, high = predict_retention(
+                member.task, single, answers, known, targets, sum(sizes.values()) or None
+            )
             rows.append(
                 {
                     "realign": merged.realign,

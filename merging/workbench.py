@@ -26,7 +26,7 @@ class Workbench:
     """Passes images of any member's task through the backbone with any delta folded in.
 
     The backbone is loaded once and its weights are swapped in place. Features of the single adapters and of the bare
-    backbone are kept, those of merges are not. Labels are read by ``score`` alone.
+    backbone are kept, those of merges are not. Labels are read by ``score`` and ``targets`` alone.
 
     Args:
         backbone: plain timm model, frozen, in evaluation mode.
@@ -103,9 +103,9 @@ class Workbench:
             self._bare[key] = self.features(None, task, split, count, deep=deep)
         return self._bare[key]
 
-    def targets(self, task: str, split: str) -> Tensor:
+    def targets(self, task: str, split: str, count: int | None = None) -> Tensor:
         """Labels of a split, in the order of ``features``."""
-        return torch.cat([batch["target"] for batch in self.data[task].plain_dataloader(split)])
+        return torch.cat([batch["target"] for batch in self.data[task].plain_dataloader(split, count)])
 
     def score(self, task: str, split: str, answers: Tensor) -> dict[str, float]:
         """The task's metrics of a head's outputs (n, out) on all of a split."""
