@@ -22,9 +22,19 @@ $(READY): pyproject.toml
 
 setup: $(READY)  ## make .venv and install everything into it
 
-demo: $(READY)  ## draw galaxies, train a head and an adapter on them, compare; no GPU, account or download hub
-	$(BIN)/python prepare.py data=sample 'sets=[galaxy10]' count=600 image_size=98
-	$(BIN)/python train.py -m experiment=demo lora.rank=0,8
+demo: $(READY)  ## draw three datasets, train, ask for advice, merge, report, predict; no GPU, account or model hub
+	$(BIN)/python prepare.py data=sample 'sets=[galaxy10,utkface,wflw]' count=320 image_size=98
+	$(BIN)/python train.py -m experiment=demo
+	$(BIN)/python merge.py advise=true experiment=demo_pairs
+	$(BIN)/python merge.py -m experiment=demo_pairs
+	$(BIN)/python merge.py experiment=demo_pairs sweep=none 'tasks=[age_class,galaxy,landmarks]' merge=cat realign=deep name=demo
+	$(BIN)/python report.py
+	$(BIN)/python predict.py model=outputs/models/demo images=data/sample/wflw/WFLW_images/0--Parade faces=detect \
+		'tasks=[age_class,landmarks]' pictures=outputs/predictions/demo
+	@printf '%s\n' '' 'Open next:' \
+		'  outputs/reports/all/report.html   every score, curve and example' \
+		'  outputs/predictions/demo/         faces with what the merged model says of them' \
+		'  outputs/models/demo/README.md     the merged model'
 
 test: $(READY)  ## run the test suite
 	$(BIN)/python -m pytest

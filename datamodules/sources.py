@@ -19,6 +19,7 @@ from launch.progress import track
 if TYPE_CHECKING:
     from datamodules.parquet import ParquetPictures
 
+DRAWN = "drawn.json"  # lies in a folder of stand-ins that we drew ourselves
 _MIB = 1 << 20
 
 
@@ -223,7 +224,7 @@ class PublishedSource(Source):
     Attributes:
         publication: set by each dataset's class.
         root: folder that holds the publication's folders, the archives, or a mirror's parquet files.
-        name: of the data in results.
+        name: of the data in results; begins with ``drawn_`` wherever ``root`` holds drawn stand-ins.
         download: may missing archives be fetched? Nothing is ever sent anywhere without.
         format: "files", "parquet", or "auto": parquet when such files lie in ``root`` and nothing of the publication's.
     """
@@ -233,7 +234,8 @@ class PublishedSource(Source):
     def __init__(
         self, *, root: str | Path, name: str, download: bool, format: Literal["auto", "files", "parquet"] = "files"
     ) -> None:
-        super().__init__(root=root, name=name)
+        drawn = (Path(root).expanduser() / DRAWN).is_file() and not name.startswith("drawn_")
+        super().__init__(root=root, name=f"drawn_{name}" if drawn else name)
         if format not in ("auto", "files", "parquet"):
             raise DataError(f"data.format={format} must be auto, files or parquet.")
         self.download, self.format = download, format

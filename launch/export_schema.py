@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from launch.merge_schema import MergedBackbone
-from launch.schema import Check, Logger, Paths, Strict, Sweep, Text
+from launch.schema import Check, Logger, Name, Paths, Strict, Sweep, Text
 
 
 def _int8(int8: bool, form: str) -> Iterator[str]:
@@ -37,6 +37,10 @@ class ExportConfig(Strict):
         description="pictures to check on: a folder, a glob, ...; or null (drawn noise)"
     )
     count: int = Field(ge=1, le=10_000, description="a whole number of pictures, 1 to 10000")
+    score_images: Annotated[int, Field(ge=2)] | None = Field(
+        description="a whole number of test pictures, 2 or more, or null (none)"
+    )
+    roots: dict[Name, Text] = Field(description="a mapping {task: folder of its data}")
     tolerance: float = Field(gt=0, lt=1, description="a number between 0 and 1")
     backbone: MergedBackbone
     logger: Logger = Field(default_factory=Logger, description="logger=csv")

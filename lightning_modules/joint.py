@@ -28,7 +28,7 @@ from lightning_modules.building import (
     quiet_lightning,
 )
 from lightning_modules.callbacks import BEST
-from lightning_modules.examples import log_examples
+from lightning_modules.examples import log_examples, save_examples
 from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.module import MultiTaskModule
 from lightning_modules.tracking import define_metrics, log_bundle, log_summary
@@ -121,7 +121,7 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
             if trainer.is_global_zero:
                 answers = {name: to_answers(module.answers[name]) for name in tasks}
                 tested = {name: (task, answers[name], images[name].pictures) for name, task in tasks.items()}
-                log_examples(opened, run.path / "examples", tested)
+                log_examples(opened, run.path / "examples", save_examples(run.path / "examples", tested))
         log_summary(opened, {f"best/{name}/{part['metric']}": part["score"] for name, part in parts.items()})
     shutil.rmtree(checkpoints, ignore_errors=True)
     scores = ", ".join(f"{name} {part['metric']} {part['score']:.4f}" for name, part in parts.items())

@@ -34,7 +34,7 @@ from lightning_modules.building import (
     quiet_lightning,
 )
 from lightning_modules.callbacks import BEST, LAST
-from lightning_modules.examples import log_examples
+from lightning_modules.examples import log_examples, save_examples
 from lightning_modules.features import FeatureDataModule
 from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.module import AUTOCAST, MultiTaskModule
@@ -113,7 +113,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
             if trainer.is_global_zero:
                 log_pictures(opened, run.path / "pictures", task, module.answers[task.name], images)
                 tested = {task.name: (task, to_answers(module.answers[task.name]), images.pictures)}
-                log_examples(opened, run.path / "examples", tested)
+                log_examples(opened, run.path / "examples", save_examples(run.path / "examples", tested))
         log_summary(opened, {f"best/{name}": value for name, value in metrics.items()})
     shutil.rmtree(checkpoints, ignore_errors=True)
     scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))

@@ -25,10 +25,12 @@ from launch.provenance import provenance
 from lightning_modules.backbone import create_backbone, set_fused_attention
 from lightning_modules.model import MLPHead
 from merging.answers import look, sights
+from merging.export_scores import score_both
 from merging.features import TokenReader
 from merging.hub import push, resolve
 from merging.model import AnsweringModel, load
 from merging.picture_list import check_images, list_pictures
+from merging.predict import output_drift
 
 log = logging.getLogger(__name__)
 OPSET = 18
@@ -56,8 +58,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
     """Writes ``config.folder`` whole, or leaves what was there.
 
     Returns:
-        The address on the Hub, or the card: ``files`` with sizes, ``difference`` and ``agreement`` by task,
-        ``images_per_second`` of both.
+        The address on the Hub, or the card: ``files`` with sizes, ``difference``, ``drift`` and ``agreement`` by task,
+        ``images_per_second`` of both; of int8 also ``scores`` and ``not_scored`` (see ``score_both``).
 
     Raises:
         ExportError: an answer differs by more than ``tolerance``.
@@ -99,10 +101,27 @@ def export(config: ExportConfig) -> dict[str, Any]:
                 config.format: round(_speed(lambda: run(part.numpy()), len(part)), 1),
             },
         }
+        if config.int8 and config.score_images is not None:
+            card |= score_both(model, run, config.score_images, config.roots, Path(config.paths.outputs) / "cache")
         write_json(temporary / CARD, card)
     speeds = ", ".join(f"{name} {value:g} images/s" for name, value in card["images_per_second"].items())
     log.info("%s: largest difference %.2g on %d pictures; %s", folder, worst, len(images), speeds)
+    _tell_scores(card)
     return {"output": str(folder), **card}
+
+
+def _tell_scores(card: Mapping[str, Any]) -> None:
+    for task, told in card.get("scores", {}).items():
+        log.info(
+            "%s, %s on %d test pictures: %.4f before, %.4f in int8",
+            task,
+            told["metric"],
+            told["images"],
+            told["pytorch"],
+            told["export"],
+        )
+    for task, reason in card.get("not_scored", {}).items():
+        log.warning("%s: what int8 costs in score is not known (%s)", task, reason)
 
 
 def test_images(model: AnsweringModel, config: ExportConfig) -> Tensor:
@@ -230,17 +249,20 @@ def _read_heads(state: Mapping[str, Tensor], names: list[str]) -> dict[str, MLPH
 
 
 def compare(model: AnsweringModel, wanted: Answers, found: Answers) -> dict[str, Any]:
-    """By task: largest difference, relative to the largest output where that is above 1; and for classes the agreement.
+    """By task: largest difference, relative to the largest output where that is above 1; drift; for classes agreement.
 
-    ``agreement`` is the fraction of pictures with the same class.
+    ``drift`` is ``output_drift``, None of a single picture; ``agreement`` the fraction of pictures with the same class.
     """
-    difference, agreement = {}, {}
+    difference, drift, agreement = {}, {}, {}
     for name, value in wanted.items():
         scale = max(1.0, float(np.abs(value).max()))
         difference[name] = float(np.abs(value - found[name]).max()) / scale
-        if model.tasks[name].task.kind == "classification":
+        task = model.tasks[name].task
+        tensors = torch.from_numpy(value), torch.from_numpy(found[name])
+        drift[name] = output_drift(task, *tensors) if len(value) > 1 else None
+        if task.kind == "classification":
             agreement[name] = float((value.argmax(1) == found[name].argmax(1)).mean())
-    return {"difference": difference, "agreement": agreement}
+    return {"difference": difference, "drift": drift, "agreement": agreement}
 
 
 def task_table(model: AnsweringModel) -> dict[str, Any]:

@@ -24,17 +24,20 @@ from launch.runs import Run
 from launch.schema import Backbone as BackboneConfig
 from lightning_modules.adapter import CARD
 from lightning_modules.building import plain_backbone, resolve_precision
+from lightning_modules.examples import log_examples
 from lightning_modules.model import MLPHead
 from lightning_modules.module import AUTOCAST
 from lightning_modules.tracking import log_summary, log_table, open_loggers
 from merging.branch import Branching
 from merging.bundle import save_merged
 from merging.evaluate import COLUMNS, PAIRED, PREDICTED, Merged, merge_set, predict_set, score_set
+from merging.examples import save_merged_examples
 from merging.members import Member, bundle_path, read_member, require_bundles
 from merging.methods import merge_function
 from merging.workbench import Workbench, open_images
 
 log = logging.getLogger(__name__)
+EXAMPLES = "examples"
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,9 @@ def merge(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[st
         result = merge_all(config, run, bundles)
         rows = [{key: row[key] for key in (*COLUMNS, *PAIRED, *PREDICTED)} for row in result["rows"]]
         log_table(opened, "rows", rows)
+        shown = run.path / EXAMPLES / "examples.json"
+        if shown.is_file():
+            log_examples(opened, shown.parent, json.loads(shown.read_text(encoding="utf-8")))
         log_summary(opened, {f"retention/{name}": value for name, value in _summary(result["rows"]).items()})
     return result
 
@@ -99,6 +105,9 @@ def merge_all(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dic
         rows = score_set(opened.bench, merges, config.split, opened.head_only)
         rows = [row | told for row, told in zip(rows, expected, strict=True)]
         saved = _save(config, opened, tasks, merges, rows) if _saves(config) else []
+        if saved and len(sets) == 1:  # the richest readout's answers, which the run's score is of, too
+            told = {"set": "+".join(tasks), "method": config.method_name, "realign": merges[-1].realign}
+            save_merged_examples(run.path / EXAMPLES, opened.bench, merges[-1], config.split, **told)
         shared = {
             "data": opened.data_name(tasks),
             "backbone": f"{opened.backbone['name']}@{opened.backbone['image_size']}",
@@ -144,21 +153,24 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints a row for each member, and mean and minimum retention."""
+    """Prints a row for each member with what was predicted beside what was measured, and mean and minimum retention."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("set", "realign", "task", "metric", "score", "single", "head only", "retention"):
+    for heading in ("set", "realign", "task", "metric", "score", "single", "head only", "predicted", "retention"):
         table.add_column(heading, justify="left" if heading in ("set", "realign", "task", "metric") else "right")
     for row in rows:
         alone = "" if row["head_only"] is None else f"{row['head_only']:.4g}"
-        numbers = [f"{row['score']:.4g}", f"{row['single']:.4g}", alone, f"{row['retention']:.3f}"]
+        kept = [f"{row['predicted']:.3f}", f"{row['retention']:.3f}"]
+        numbers = [f"{row['score']:.4g}", f"{row['single']:.4g}", alone, *kept]
         table.add_row(row["set"], row["realign"], row["task"], row["metric"], *numbers)
     console = Console()
     console.print(table)
     for realign in dict.fromkeys(row["realign"] for row in rows):
-        kept = [row["retention"] for row in rows if row["realign"] == realign]
+        own = [row for row in rows if row["realign"] == realign]
+        retained = [row["retention"] for row in own]
+        off = statistics.mean(abs(row["predicted"] - row["retention"]) for row in own)
         console.print(
-            f"realign {realign}: mean retention {statistics.mean(kept):.3f}, lowest {min(kept):.3f} "
-            f"of {len(kept)} members",
+            f"realign {realign}: mean retention {statistics.mean(retained):.3f}, lowest {min(retained):.3f} "
+            f"of {len(own)} members; predictions were off by {off:.3f} on average",
             markup=False, highlight=False,
         )  # fmt: skip
 

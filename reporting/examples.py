@@ -1,19 +1,21 @@
 """Example pictures that a run left: ``<run>/examples/examples.json`` and the pictures it names.
 
 The JSON is a list of ``{"task", "image", "target", "single", "merged"}``. ``image`` is a file beside it; the others are
-a class name, a number, or points ``[[x, y], ...]`` in [0, 1] of the picture. A train run has no ``merged``.
+a class name, a number, or points ``[[x, y], ...]`` in [0, 1] of the picture. A train run has no ``merged``; a merge
+has ``method``, ``realign`` and ``set`` besides.
 """
 
 import base64
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 SIDE = 144  # pixels
-PER_RUN = 12
+PER_TASK = 12  # of a run
 FOLDER = "examples"
 
 
@@ -23,7 +25,7 @@ def read_examples(run: Path, origin: int, left_out: list[tuple[str, str]]) -> li
     if not file.exists():
         return []
     try:
-        listed = json.loads(file.read_text(encoding="utf-8"))[:PER_RUN]
+        listed = _first(json.loads(file.read_text(encoding="utf-8")))
         return [{**_known(item), "image": _thumbnail(file.parent / item["image"]), "origin": origin} for item in listed]
     except (OSError, ValueError, KeyError, TypeError, UnidentifiedImageError) as error:
         left_out.append(
@@ -32,8 +34,19 @@ def read_examples(run: Path, origin: int, left_out: list[tuple[str, str]]) -> li
         return []
 
 
+def _first(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first ``PER_TASK`` of each task."""
+    taken: Counter[str] = Counter()
+    kept = []
+    for item in items:
+        taken[item["task"]] += 1
+        if taken[item["task"]] <= PER_TASK:
+            kept.append(item)
+    return kept
+
+
 def _known(item: dict[str, Any]) -> dict[str, Any]:
-    return {name: item.get(name) for name in ("task", "target", "single", "merged", "method", "set")}
+    return {name: item.get(name) for name in ("task", "target", "single", "merged", "method", "realign", "set")}
 
 
 def _thumbnail(path: Path) -> str:

@@ -19,6 +19,7 @@ from merging import exporting
 from merging.exporting import ExportError, export
 from merging.model import load
 from tests.conftest import SIZE, TINY
+from tests.merge_runs import merge_here, train_members
 from tests.model_cases import merged
 from tests.picture_files import noise, write_picture
 
@@ -120,3 +121,29 @@ def test_int8_is_for_onnx_alone(tmp_path: Path) -> None:
     command = composer.parse(["model=m", "format=timm", "int8=true"], multirun=False)
     faults = find_faults(composer, ExportConfig, command, multirun=False)
     assert faults == ["int8=true: only for format=onnx, not for format=timm."]
+
+
+def test_int8_costs_are_told_as_scores_where_the_data_is_at_hand(tmp_path: Path) -> None:
+    outputs = train_members(tmp_path)
+    names = ["leaves", "level", "dots"]
+    told = [f"paths.outputs={outputs}", "lora.rank=2", f"tasks=[{','.join(names)}]", "device=cpu", "logger=csv"]
+    result, _ = merge_here([*told, "merge=cat", "precision=32-true"])
+    (model,) = map(Path, result["models"])
+    (tmp_path / "leaves").rename(tmp_path / "moved")
+    card = export(config(tmp_path, model, "int8=true", "count=4"))
+    assert sorted(card["scores"]) == ["dots", "level"]
+    assert "roots.leaves=DIR" in card["not_scored"]["leaves"]
+    alike = {row["task"]: row["score"] for row in result["rows"]}
+    for task, scored in card["scores"].items():
+        assert scored["images"] == 9
+        assert scored["pytorch"] == pytest.approx(alike[task], rel=1e-4)
+        assert scored["export"] == pytest.approx(scored["pytorch"], rel=0.3)
+    assert any(scored["export"] != scored["pytorch"] for scored in card["scores"].values())
+    assert all(0 < drift < 1 for drift in card["drift"].values())
+    assert json.loads((Path(card["output"]) / "card.json").read_text())["scores"] == card["scores"]
+    card = export(
+        config(tmp_path, model, "int8=true", "count=4", f"roots.leaves={tmp_path / 'moved'}", "score_images=5")
+    )
+    assert card["not_scored"] == {}
+    assert card["scores"]["leaves"]["pytorch"] in [right / 5 for right in range(6)]
+    assert "scores" not in export(config(tmp_path, model, "int8=true", "count=4", "score_images=null"))

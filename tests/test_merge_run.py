@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
+from datamodules.datamodule import normalize
 from launch.errors import AdapterError, CommandError, DataError
 from lightning_modules.backbone import create_backbone, split_qkv
 from merging.bundle import read_parts
@@ -17,6 +20,8 @@ from merging.evaluate import COLUMNS
 from merging.linear import cat
 from merging.members import read_member
 from merging.methods import require_delta
+from merging.model import load
+from reporting.examples import read_examples
 from tests.conftest import SIZE, TINY
 from tests.merge_cases import SHIPPED
 from tests.merge_runs import command, merge_config, merge_here, merge_process, train_members
@@ -258,3 +263,52 @@ def test_rows_are_logged_to_wandb_offline(outputs: Path, monkeypatch: pytest.Mon
     content = json.loads(table.read_text())
     assert content["columns"][: len(COLUMNS)] == list(COLUMNS)
     assert [row[COLUMNS.index("task")] for row in content["data"]] == ["leaves", "level"]
+
+
+def test_a_single_set_shows_both_models_answers_on_test_pictures(outputs: Path, tmp_path: Path) -> None:
+    told = ["merge=cat", "tasks=[leaves,level,dots]", "realign=[none,deep]"]
+    result, run = merge_here(command(outputs, *told))
+    deep = load(Path(result["models"][-1]))
+    folder = run.path / "examples"
+    examples = json.loads((folder / "examples.json").read_text())
+    assert {item["task"] for item in examples} == {"leaves", "level", "dots"}
+    counts = [sum(item["task"] == task for item in examples) for task in ("leaves", "level", "dots")]
+    assert min(counts) > 3
+    assert max(counts) <= 12
+    for item in examples:
+        assert {item["set"], item["method"], item["realign"]} == {"dots+leaves+level", "cat", "deep"}
+        picture = np.asarray(Image.open(folder / item["image"]))
+        images = normalize(torch.from_numpy(picture[None]), deep.mean, deep.std)
+        answer = deep(images)[item["task"]][0]
+        if item["task"] == "leaves":
+            assert {item["target"], item["single"]} <= {"dark", "light"}
+            assert item["merged"] == ("dark", "light")[int(answer.argmax())]
+        elif item["task"] == "level":
+            assert item["merged"] == pytest.approx(float(answer), abs=1e-3)
+        else:
+            assert np.array(item["merged"]).ravel() == pytest.approx(answer.numpy(), abs=1e-3)
+            assert len(item["target"]) == len(item["single"]) == 2
+    trained = read_member(outputs / "adapters" / "level" / "r2-s0").bundle.card["run"]
+    alone = json.loads((outputs / "runs" / trained / "examples" / "examples.json").read_text())
+    own = [item for item in examples if item["task"] == "level"]
+    assert [item["target"] for item in own] == [item["target"] for item in alone]
+    assert [item["single"] for item in own] == pytest.approx([item["single"] for item in alone], abs=0.01)
+    left_out: list[tuple[str, str]] = []
+    assert [item["merged"] for item in read_examples(run.path, 0, left_out)] == [item["merged"] for item in examples]
+    assert left_out == []
+    _, swept = merge_here(command(outputs, "merge=cat", "sets=[[leaves,level],[dots,level]]", "save=true"))
+    assert not (swept.path / "examples").exists()
+
+
+def test_predicted_retention_stands_beside_the_measured_one(
+    outputs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    result, _ = merge_here(command(outputs, "merge=cat", "tasks=[leaves,level]", "save=false"))
+    lines = capsys.readouterr().out.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.split()[:2] == ["set", "realign"])
+    assert lines[start].split()[-2:] == ["predicted", "retention"]
+    for line, row in zip(lines[start + 1 :], result["rows"], strict=False):
+        assert line.split()[-2:] == [f"{row['predicted']:.3f}", f"{row['retention']:.3f}"]
+    off = sum(abs(row["predicted"] - row["retention"]) for row in result["rows"]) / 2
+    assert f"off by {off:.3f} on average" in " ".join(lines)

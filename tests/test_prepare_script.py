@@ -174,9 +174,13 @@ def test_own_pictures_need_only_their_task() -> None:
     assert config("task=landmarks").title == "wflw"
 
 
-def test_drawn_sets_never_bear_the_real_name() -> None:
+def test_drawn_sets_never_bear_the_real_name(tmp_path: Path) -> None:
     for name, data in config("data=sample").chosen().items():
         assert open_source(data, download=False).name == f"drawn_{name}"
+    draw_set("galaxy10", tmp_path, 20, seed=0, workers=1)
+    assert Galaxy10(root=tmp_path).name == "drawn_galaxy10"
+    assert Galaxy10(root=tmp_path, name="drawn_for_me").name == "drawn_for_me"
+    assert Galaxy10(root=tmp_path.parent).name == "galaxy10"
 
 
 def test_every_shipped_set_has_its_tasks() -> None:

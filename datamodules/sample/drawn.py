@@ -8,10 +8,10 @@ from pathlib import Path
 from datamodules.hashes import cpu_count
 from datamodules.locks import locked
 from datamodules.sample.write import WRITERS
+from datamodules.sources import DRAWN
 from launch.files import atomic_folder, write_json
 
 log = logging.getLogger(__name__)
-CARD = "drawn.json"
 
 
 def draw_set(name: str, root: Path, count: int, seed: int, workers: int | None = None) -> bool:
@@ -37,13 +37,13 @@ def draw_set(name: str, root: Path, count: int, seed: int, workers: int | None =
             return False
         with atomic_folder(root) as folder:
             WRITERS[name](folder, count, seed, workers=cpu_count() if workers is None else workers)
-            write_json(folder / CARD, card)
+            write_json(folder / DRAWN, card)
     return True
 
 
 def _read_card(root: Path) -> object:
     try:
-        return json.loads((root / CARD).read_text(encoding="utf-8"))
+        return json.loads((root / DRAWN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -163,6 +163,7 @@ function exampleFigure() {
         lines.append(element("div", { class: wrong ? "wrong" : null }, `${{ target: "target", single: "alone", merged: "merged" }[name]}: ${text(item[name])}${wrong ? " ✗" : ""}`));
       }
     }
+    if (known(item.method)) lines.append(element("div", {}, `${item.method}, ${item.realign || "none"}: ${item.set}`));
     const source = element("button", { type: "button" }, "source");
     source.addEventListener("click", () => showDetails(`Example of ${item.task}`, [{ ...item, kind: "example" }]));
     lines.append(source);
