@@ -153,13 +153,16 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints a row for each member with what was predicted beside what was measured, and mean and minimum retention."""
+    """Prints a row for each member with what was predicted beside what was measured, and what it comes to.
+
+    A star marks a loss that the test set can show: the 95 % interval of the paired retention ends below 1.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("set", "realign", "task", "metric", "score", "single", "head only", "predicted", "retention"):
         table.add_column(heading, justify="left" if heading in ("set", "realign", "task", "metric") else "right")
     for row in rows:
         alone = "" if row["head_only"] is None else f"{row['head_only']:.4g}"
-        kept = [f"{row['predicted']:.3f}", f"{row['retention']:.3f}"]
+        kept = [f"{row['predicted']:.3f}", f"{row['retention']:.3f}{'*' if row['retention_high'] < 1 else ' '}"]
         numbers = [f"{row['score']:.4g}", f"{row['single']:.4g}", alone, *kept]
         table.add_row(row["set"], row["realign"], row["task"], row["metric"], *numbers)
     console = Console()
@@ -170,7 +173,8 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
         off = statistics.mean(abs(row["predicted"] - row["retention"]) for row in own)
         console.print(
             f"realign {realign}: mean retention {statistics.mean(retained):.3f}, lowest {min(retained):.3f} "
-            f"of {len(own)} members; predictions were off by {off:.3f} on average",
+            f"of {len(own)} members, {sum(row['retention_high'] < 1 for row in own)} with a loss that the test set can "
+            f"show (*); predictions were off by {off:.3f} on average",
             markup=False, highlight=False,
         )  # fmt: skip
 
