@@ -153,20 +153,13 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints a row for each member with what was predicted beside what was measured, and what it comes to.
+    """Prints a table for each set, prediction beside measurement, and mean and lowest retention over all of them.
 
     A star marks a loss that the test set can show: the 95 % interval of the paired retention ends below 1.
     """
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("set", "realign", "task", "metric", "score", "single", "head only", "predicted", "retention"):
-        table.add_column(heading, justify="left" if heading in ("set", "realign", "task", "metric") else "right")
-    for row in rows:
-        alone = "" if row["head_only"] is None else f"{row['head_only']:.4g}"
-        kept = [f"{row['predicted']:.3f}", f"{row['retention']:.3f}{'*' if row['retention_high'] < 1 else ' '}"]
-        numbers = [f"{row['score']:.4g}", f"{row['single']:.4g}", alone, *kept]
-        table.add_row(row["set"], row["realign"], row["task"], row["metric"], *numbers)
     console = Console()
-    console.print(table)
+    for name in dict.fromkeys(row["set"] for row in rows):
+        console.print(_set_table(name, [row for row in rows if row["set"] == name]))
     for realign in dict.fromkeys(row["realign"] for row in rows):
         own = [row for row in rows if row["realign"] == realign]
         retained = [row["retention"] for row in own]
@@ -175,8 +168,23 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
             f"realign {realign}: mean retention {statistics.mean(retained):.3f}, lowest {min(retained):.3f} "
             f"of {len(own)} members, {sum(row['retention_high'] < 1 for row in own)} with a loss that the test set can "
             f"show (*); predictions were off by {off:.3f} on average",
-            markup=False, highlight=False,
+            markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
+
+
+def _set_table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One set's rows; its name stands above them, since beside them it would not fit into 80 columns."""
+    table = Table(title=name, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for heading in ("task", "realign", "metric"):
+        table.add_column(heading)
+    for heading in ("score", "single", "head only", "predicted", "retention"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        alone = "" if row["head_only"] is None else f"{row['head_only']:.4g}"
+        kept = f"{row['retention']:.3f}{'*' if row['retention_high'] < 1 else ' '}"
+        numbers = [f"{row['score']:.4g}", f"{row['single']:.4g}", alone, f"{row['predicted']:.3f}", kept]
+        table.add_row(row["task"], row["realign"], row["metric"], *numbers)
+    return table
 
 
 def open_bench(config: MergeConfig, bundles: Mapping[str, Path]) -> Bench:

@@ -303,10 +303,11 @@ def test_a_single_set_shows_both_models_answers_on_test_pictures(outputs: Path, 
 def test_predicted_retention_stands_beside_the_measured_one(
     outputs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     result, _ = merge_here(command(outputs, "merge=cat", "tasks=[leaves,level]", "save=false"))
     lines = capsys.readouterr().out.splitlines()
-    start = next(number for number, line in enumerate(lines) if line.split()[:2] == ["set", "realign"])
+    start = next(number for number, line in enumerate(lines) if line.split()[:2] == ["task", "realign"])
+    assert lines[start - 1].strip() == "leaves+level"
     assert lines[start].split()[-2:] == ["predicted", "retention"]
     for line, row in zip(lines[start + 1 :], result["rows"], strict=False):
         assert line.split()[-2:] == [f"{row['predicted']:.3f}", f"{row['retention']:.3f}"]
