@@ -7,7 +7,7 @@ import torch
 
 from lightning_modules.tasks import Task
 from merging.advisor import Disturbance, recommended
-from merging.evaluate import retention
+from merging.paired import retention
 from merging.predict import output_drift, predict_retention, temperature
 
 CLASSES = Task("emotion", "classification", "accuracy", 5)
@@ -148,12 +148,14 @@ def test_a_constant_added_to_all_logits_is_no_drift() -> None:
 
 
 def test_the_best_worst_member_wins_and_simplicity_breaks_ties() -> None:
-    def row(method: str, realign: str, predicted: float) -> dict[str, object]:
-        return {"method": method, "realign": realign, "predicted": predicted}
+    def row(method: str, realign: str, predicted: float, passes: float = 1.0) -> dict[str, object]:
+        return {"method": method, "realign": realign, "predicted": predicted, "passes": passes}
 
     rows = [row("cat", "none", 0.99), row("cat", "none", 0.5), row("gram", "none", 0.8), row("gram", "none", 0.9)]
     assert recommended(rows) == ("gram", "none")
     assert recommended([row("cat", "none", 0.98), row("gram", "none", 0.98)]) == ("cat", "none")
+    branched = row("cat", "none", 1.0, passes=1.5)
+    assert recommended([row("cat", "none", 0.8), branched, row("gram", "none", 0.9)]) == ("gram", "none")
 
 
 def test_reasons_name_what_is_the_matter() -> None:
