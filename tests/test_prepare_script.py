@@ -121,7 +121,7 @@ def test_a_set_that_cannot_be_had_does_not_stop_the_others(tmp_path: Path) -> No
     assert "ExpW was not found in data/expw" in done.stderr
     assert "1 of 2 datasets are not ready: expw" in done.stderr
     assert "Traceback" not in done.stderr
-    assert (tmp_path / "outputs" / "previews" / "galaxy10.png").is_file()
+    assert (tmp_path / "outputs" / "previews" / "drawn_galaxy10.png").is_file()
 
 
 def test_the_only_set_that_cannot_be_had_is_told_once(tmp_path: Path) -> None:
