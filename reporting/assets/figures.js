@@ -177,7 +177,7 @@ const FIGURES = [
   { id: "methods", title: "Methods by task", draw: methodFigure, merge: true, caption: "Mean retention over all sets, ranks and seeds that the filters leave. The best method on top." },
   { id: "tasks", title: "Number of merged tasks", draw: methodCurve("tasks", "merged tasks", "Retention against number of merged tasks"), merge: true, caption: "Mean and standard deviation over sets, tasks and seeds." },
   { id: "ranks", title: "Rank of the merged adapters", draw: methodCurve("rank", "rank", "Retention against rank"), merge: true, caption: "Mean and standard deviation over sets, tasks and seeds." },
-  { id: "cost", title: "Cost against retention", draw: costFigure, merge: true, pick: ["seconds", "images", "flops"], caption: "One point per method and rank. The steps join what nothing is both cheaper and better than." },
+  { id: "cost", title: "Cost against retention", draw: costFigure, merge: true, pick: ["seconds", "images", "passes"], caption: "One point per method and rank. The steps join what nothing is both cheaper and better than." },
   { id: "advisor", title: "Advisor against measurement", draw: advisorFigure, merge: true, caption: "Retention predicted before merging, with its interval, and measured after." },
   { id: "examples", title: "Examples", draw: exampleFigure, caption: "What the single and the merged model answer." },
   { id: "alone", full: true, title: "Rank of the adapters alone", draw: aloneFigure, caption: "Test score, mean and standard deviation over seeds. Rank 0 is a head on the frozen backbone." },
