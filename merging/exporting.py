@@ -1,5 +1,6 @@
 """Models for other programs, each compared with PyTorch before it is written."""
 
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -175,7 +176,10 @@ def write_onnx(model: AnsweringModel, path: Path, *, int8: bool) -> Callable[[np
     if int8:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        quantize_dynamic(str(plain), str(path), weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+        with _quiet_root():
+            quantize_dynamic(
+                str(plain), str(path), weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"]
+            )
         plain.unlink()
     graph = onnx.load(str(path))
     told = {"image_size": model.image_size, "mean": model.mean, "std": model.std, "tasks": task_table(model)}
@@ -184,6 +188,21 @@ def write_onnx(model: AnsweringModel, path: Path, *, int8: bool) -> Callable[[np
     onnx.checker.check_model(graph)
     onnx.save(graph, str(path))
     return onnx_runner(path)
+
+
+@contextlib.contextmanager
+def _quiet_root() -> Iterator[None]:
+    """Takes what is logged by the root logger itself: onnxruntime tells it of each product that it leaves in float."""
+
+    def refuse(_: logging.LogRecord) -> bool:
+        return False
+
+    root = logging.getLogger()
+    root.addFilter(refuse)
+    try:
+        yield
+    finally:
+        root.removeFilter(refuse)
 
 
 def onnx_runner(path: Path) -> Callable[[np.ndarray], Answers]:
