@@ -32,10 +32,11 @@ from launch.config import first_config
 from launch.files import atomic_write
 from launch.merge_schema import MergeConfig
 from lightning_modules.tasks import Task
-from merging.evaluate import merge_set, retention
+from merging.evaluate import merge_set
 from merging.features import class_token
 from merging.methods import merge_function
-from merging.predict import measurement_noise, predict_retention
+from merging.paired import retention
+from merging.predict import LEVEL, measurement_noise, predict_retention
 from merging.run import find_bundles, open_bench
 from merging.workbench import outputs
 from reporting.figures import COLORS, MARKERS, STYLE
@@ -56,7 +57,6 @@ COLUMNS = (
 )
 METHODS = ("cat", "gram")
 USABLE = 0.8
-LEVEL = 0.9
 ROUNDS = 1000
 Row = dict[str, Any]
 
