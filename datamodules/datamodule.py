@@ -178,15 +178,17 @@ class ImageDataModule(L.LightningDataModule):
             split: train, val or test.
             count: only so many, drawn by ``split_seed``, so that they are the same in every run.
         """
-        rows = self._rows(split)
-        if count is not None:
-            rows = rows[np.sort(epoch_order(len(rows), self.split_seed, 0)[:count])]
+        rows = self._first(split, count)
         bounds = eval_bounds(len(rows), self.batch_size, self._world()[0])
         return self._loader(DataLoader, PictureBatches(self._pixels, rows, self._targets[rows], rows, bounds), 0)
 
-    def targets(self, split: str) -> torch.Tensor:
-        """Targets of a split's examples, in the table's order, as batches have them."""
-        return torch.from_numpy(self._targets[self._rows(split)])
+    def targets(self, split: str, count: int | None = None) -> torch.Tensor:
+        """Targets of the examples that ``plain_dataloader`` gives, in its order, without reading a picture."""
+        return torch.from_numpy(self._targets[self._first(split, count)])
+
+    def _first(self, split: str, count: int | None) -> np.ndarray:
+        rows = self._rows(split)
+        return rows if count is None else rows[np.sort(epoch_order(len(rows), self.split_seed, 0)[:count])]
 
     def pictures(self, rows: np.ndarray) -> np.ndarray:
         """uint8 (n, S, S, 3) of some rows of the table, as the model sees them without augmentation."""

@@ -105,7 +105,7 @@ class Workbench:
 
     def targets(self, task: str, split: str, count: int | None = None) -> Tensor:
         """Labels of a split, in the order of ``features``."""
-        return torch.cat([batch["target"] for batch in self.data[task].plain_dataloader(split, count)])
+        return self.data[task].targets(split, count)
 
     def score(self, task: str, split: str, answers: Tensor) -> dict[str, float]:
         """The task's metrics of a head's outputs (n, out) on all of a split."""
