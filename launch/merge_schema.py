@@ -66,6 +66,11 @@ def _candidates(candidates: list[str]) -> Iterator[str]:
             yield f"candidates={checks.show(candidates)}: there is no merge {name}.{hint}"
 
 
+def _advice(advise: Any, advice_images: Any) -> Iterator[str]:
+    if advise is True and advice_images is None:
+        yield "advice_images=null: advice needs validation images; give 64 or more."
+
+
 def _branching(branch_at: Any, branch: Any, save: Any) -> Iterator[str]:
     if branch_at is None and branch is not None:
         yield f"branch={checks.show(branch)}: branch_at is missing: how many blocks do all tasks share?"
@@ -127,7 +132,9 @@ class MergeConfig(Strict):
     seed: int = Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295")
     advise: bool = Field(description="true or false")
     candidates: Annotated[list[Name], Field(min_length=1)] = Field(description="a list of merges [cat,gram,...]")
-    advice_images: int = Field(ge=2, description="a whole number of images, 2 or more")
+    advice_images: Annotated[int, Field(ge=2)] | None = Field(
+        description="a whole number of images, 2 or more, or null (nothing is predicted)"
+    )
     split: Literal["val", "test"] = Field(description="val or test")
     images: int = Field(ge=2, description="a whole number of images, 2 or more")
     save: Literal["auto"] | bool = Field(description="auto (a single set), true or false")
@@ -142,6 +149,7 @@ class MergeConfig(Strict):
     checks: ClassVar[tuple[Check, ...]] = (
         (("merge",), _method),
         (("candidates",), _candidates),
+        (("advise", "advice_images"), _advice),
         (("branch_at", "branch", "save"), _branching),
         (("sets", "tasks", "sweep.sizes", "sweep.of"), _sets),
     )

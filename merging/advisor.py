@@ -154,5 +154,6 @@ def _expected(
     settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     function = functools.partial(merge_function(settings), opened.bench)
     merges = merge_set(opened.bench, tasks, function, config.realigns, config.images, branching)
+    assert config.advice_images is not None  # which the config's check has seen to
     rows = predict_set(opened.bench, merges, config.advice_images)
     return [row | {"passes": merges[0].passes} for row in rows]

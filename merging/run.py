@@ -101,7 +101,7 @@ def merge_all(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dic
         if file.exists():
             continue
         merges = merge_set(opened.bench, tasks, method, config.realigns, config.images, branching_of(config))
-        expected = predict_set(opened.bench, merges, config.advice_images)
+        expected = _expected(config, opened, merges)
         rows = score_set(opened.bench, merges, config.split, opened.head_only)
         rows = [row | told for row, told in zip(rows, expected, strict=True)]
         saved = _save(config, opened, tasks, merges, rows) if _saves(config) else []
@@ -119,6 +119,13 @@ def merge_all(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dic
         }
         write_json(file, {"rows": [shared | row for row in rows], "models": saved})
     return summarise(sets, folder, config, opened)
+
+
+def _expected(config: MergeConfig, opened: Bench, merges: Sequence[Merged]) -> list[dict[str, Any]]:
+    """A row for each that ``score_set`` gives; empty ones where nothing is to be predicted."""
+    if config.advice_images is None:
+        return [dict.fromkeys(PREDICTED) for merged in merges for _ in merged.heads]
+    return predict_set(opened.bench, merges, config.advice_images)
 
 
 def summarise(sets: Sequence[Sequence[str]], folder: Path, config: MergeConfig, opened: Bench) -> dict[str, Any]:
@@ -163,11 +170,12 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     for realign in dict.fromkeys(row["realign"] for row in rows):
         own = [row for row in rows if row["realign"] == realign]
         retained = [row["retention"] for row in own]
-        off = statistics.mean(abs(row["predicted"] - row["retention"]) for row in own)
+        off = [abs(row["predicted"] - row["retention"]) for row in own if row["predicted"] is not None]
+        told = f"; predictions were off by {statistics.mean(off):.3f} on average" if off else ""
         console.print(
             f"realign {realign}: mean retention {statistics.mean(retained):.3f}, lowest {min(retained):.3f} "
             f"of {len(own)} members, {sum(row['retention_high'] < 1 for row in own)} with a loss that the test set can "
-            f"show (*); predictions were off by {off:.3f} on average",
+            f"show (*){told}",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
 
@@ -182,7 +190,8 @@ def _set_table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         alone = "" if row["head_only"] is None else f"{row['head_only']:.4g}"
         kept = f"{row['retention']:.3f}{'*' if row['retention_high'] < 1 else ' '}"
-        numbers = [f"{row['score']:.4g}", f"{row['single']:.4g}", alone, f"{row['predicted']:.3f}", kept]
+        predicted = "" if row["predicted"] is None else f"{row['predicted']:.3f}"
+        numbers = [f"{row['score']:.4g}", f"{row['single']:.4g}", alone, predicted, kept]
         table.add_row(row["task"], row["realign"], row["metric"], *numbers)
     return table
 

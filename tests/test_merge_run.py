@@ -147,6 +147,9 @@ def test_faults_of_the_command_come_first(outputs: Path) -> None:
     assert "merge.rigde=1: unknown argument of gram. Did you mean 'ridge'?" in done.stderr
     assert "realign" in done.stderr
     assert merge_process(command(outputs)).returncode == 2
+    done = merge_process(command(outputs, "tasks=[leaves,level]", "advise=true", "advice_images=null"))
+    assert done.returncode == 2
+    assert "advice_images=null: advice needs validation images" in done.stderr
 
 
 def test_rank_zero_is_refused(outputs: Path) -> None:
@@ -313,3 +316,13 @@ def test_predicted_retention_stands_beside_the_measured_one(
         assert line.split()[-2:] == [f"{row['predicted']:.3f}", f"{row['retention']:.3f}"]
     off = sum(abs(row["predicted"] - row["retention"]) for row in result["rows"]) / 2
     assert f"off by {off:.3f} on average" in " ".join(lines)
+
+
+def test_nothing_is_predicted_where_no_advice_images_are_given(
+    outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = command(outputs, "merge=average", "tasks=[leaves,level]", "save=false")
+    result, _ = merge_here([*given, "advice_images=null"])
+    assert "predictions were off" not in capsys.readouterr().out
+    told = {row["task"]: (row["predicted"], row["low"], row["high"], row["drift"]) for row in result["rows"]}
+    assert told == dict.fromkeys(("leaves", "level"), (None, None, None, None))
