@@ -22,6 +22,15 @@ TARGET_MODULES = {
 }
 
 
+def adaptable(depth: int, targets: Sequence[str]) -> list[str]:
+    """Module paths of these projections in all blocks of a split model.
+
+    Args:
+        targets: any of q, k, v, proj, mlp.
+    """
+    return [f"blocks.{index}.{module}" for index in range(depth) for t in targets for module in TARGET_MODULES[t]]
+
+
 def lora_config(
     rank: int, alpha: float | None, targets: Sequence[str], dropout: float = 0.0, use_rslora: bool = False
 ) -> LoraConfig:

@@ -8,6 +8,7 @@ its width; ``card.json`` the recipe. Nothing is pickled, and the same merge give
 
 import json
 import shutil
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,18 +82,20 @@ def save_merged(
 
 
 def save_peft(folder: Path, delta: Delta, base_model: str) -> bool:
-    """Writes a delta as a peft adapter (alpha = r, the scale in A) where all modules have one rank below their width.
+    """Writes a delta as a peft adapter (alpha = r, the scale in A) where each module's rank is below its width.
 
     Returns:
         Whether it was written; a delta of full rank is in the backbone alone.
     """
-    ranks = {a.shape[0] for _, a in delta.values()}
-    width = min(min(b.shape[0], a.shape[1]) for b, a in delta.values())
-    if len(ranks) != 1 or (rank := ranks.pop()) >= width:
+    ranks = {module: a.shape[0] for module, (_, a) in delta.items()}
+    if any(rank >= min(delta[module][0].shape[0], delta[module][1].shape[1]) for module, rank in ranks.items()):
         return False
+    rank = statistics.mode(ranks.values())
+    others = {module: own for module, own in sorted(ranks.items()) if own != rank}
     targets = sorted({_target(module) for module in delta})
     content = lora_config(rank, None, ["k"]).to_dict() | {
         "target_modules": targets, "base_model_name_or_path": base_model, "inference_mode": True,
+        "rank_pattern": others, "alpha_pattern": others,
     }  # fmt: skip
     content = {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()}
     tensors = {}

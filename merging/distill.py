@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from launch.errors import CommandError
 from launch.progress import track
 from lightning_modules.backbone import set_fused_attention, split_qkv
-from lightning_modules.lora import add_lora, lora_config
+from lightning_modules.lora import TARGET_MODULES, adaptable, add_lora, lora_config
 from lightning_modules.model import MLPHead
 from lightning_modules.module import warmup_cosine
 from merging.delta import Delta, Weights, require
@@ -38,6 +38,8 @@ def distill(
     grams: Grams,
     cat_share: float,
     rank: int | None,
+    widen: Sequence[str],
+    widen_rank: int,
     images: int,
     mirror: bool,
     steps: int,
@@ -61,6 +63,8 @@ def distill(
     Args:
         cat_share: of the ``gram`` that it starts from.
         rank: of the result; None is the sum of the adapters' ranks, else ``svd`` cuts the start.
+        widen: projections (any of q, k, v, proj, mlp) that get factors of rank ``widen_rank`` where the adapters have
+            none; they start at zero and are trained with the others, which gives tasks room to keep apart.
         images: training images per task, at most.
         mirror: also learn from each image with left and right exchanged; twice the images, no more of them to find.
         steps, seconds: the budget; whichever ends first (seconds None: no limit).
@@ -76,14 +80,20 @@ def distill(
     start = gram(deltas, weights, grams=grams, normalise="trace", ridge=1e-3, cat_share=cat_share)
     if rank is not None:
         start = svd({"merged": start}, None, rank=rank)
-    student = _student(bench, start)
+    for target in widen:
+        require(target in TARGET_MODULES, "widen", list(widen), f"a list of {', '.join(TARGET_MODULES)}")
+    require(widen_rank >= 1, "widen_rank", widen_rank, "a whole number from 1")
+    more = [module for module in adaptable(bench.depth, sorted(set(widen))) if module not in start]
+    student = _student(bench, start, dict.fromkeys(more, widen_rank))
     tasks = sorted(deltas)
     pool = {task: _Pool(bench, task, images, mirror) for task in tasks}
     factors = [value for value in student.parameters() if value.requires_grad]
     optimizer = torch.optim.Adam(factors, lr=lr)
     rate = warmup_cosine(steps, 0.05)
     generator = torch.Generator().manual_seed(seed)
-    log_file, state_file = _files(bench.scratch, tasks, (cat_share, rank, images, mirror, steps, batch, lr, seed))
+    log_file, state_file = _files(
+        bench.scratch, tasks, (cat_share, rank, *more, widen_rank, images, mirror, steps, batch, lr, seed)
+    )
     first, spent, best, stale = 0, 0.0, (math.inf, _factors(student)), 0
     if state_file is not None and state_file.exists():
         state = torch.load(state_file, weights_only=True, map_location="cpu")
@@ -150,8 +160,12 @@ class _Pool:
         return pixels, wanted, self.feature_scale, self.output_scale
 
 
-def _student(bench: Workbench, start: Delta) -> nn.Module:
-    """A split copy of the backbone with the start as its one trainable adapter."""
+def _student(bench: Workbench, start: Delta, more: Mapping[str, int]) -> nn.Module:
+    """A split copy of the backbone with the start as its one trainable adapter.
+
+    Args:
+        more: rank by module path of factors that start at zero.
+    """
     ranks = {a.shape[0] for _, a in start.values()}
     width = min(min(b.shape[0], a.shape[1]) for b, a in start.values())
     if len(ranks) > 1 or max(ranks) > width:
@@ -159,7 +173,9 @@ def _student(bench: Workbench, start: Delta) -> nn.Module:
     bench.weights.restore()
     student = split_qkv(copy.deepcopy(bench.backbone))
     config = lora_config(ranks.pop(), None, ["k"])
-    config.target_modules = sorted(start)
+    config.target_modules = sorted([*start, *more])
+    config.rank_pattern = dict(more)
+    config.alpha_pattern = dict(more)  # so that the scale is one there, too
     add_lora(student, config, init_seed=0)
     tensors = {}
     for module, (b, a) in start.items():

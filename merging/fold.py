@@ -29,6 +29,7 @@ class FoldableWeights:
         self.model = model
         self.places = {module: locate(model, module) for module in modules}
         self.kept = {name: model.get_parameter(name).detach().clone() for name, _ in self.places.values()}
+        self.changed = set(self.kept)  # nothing is known of what is in the model now
 
     def fold(self, delta: Delta) -> None:
         """Puts W + B A in place of each W that the delta names; whatever was folded before is gone.
@@ -45,6 +46,7 @@ class FoldableWeights:
                     f"The delta of {module} is {b.shape[0]} x {a.shape[1]}; the backbone's weight there is "
                     f"{rows.stop - rows.start} x {weight.shape[1]}. It belongs to another backbone."
                 )
+            self.changed.add(name)
             change = b.to(weight.device, torch.float32) @ a.to(weight.device, torch.float32)
             with torch.no_grad():
                 weight[rows] = (self.kept[name][rows].float() + change).to(weight.dtype)
@@ -52,8 +54,9 @@ class FoldableWeights:
     def restore(self) -> None:
         """The frozen weights, bit for bit."""
         with torch.no_grad():
-            for name, base in self.kept.items():
-                self.model.get_parameter(name).copy_(base)
+            for name in self.changed:
+                self.model.get_parameter(name).copy_(self.kept[name])
+        self.changed.clear()
 
     @contextlib.contextmanager
     def folded(self, delta: Delta | None) -> Iterator[VisionTransformer]:

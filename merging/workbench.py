@@ -15,6 +15,7 @@ from launch.schema import Data
 from launch.target import instantiate
 from lightning_modules.adapter import CARD
 from lightning_modules.backbone import hold_frozen_weights
+from lightning_modules.lora import TARGET_MODULES, adaptable
 from lightning_modules.model import MLPHead
 from merging.delta import Delta
 from merging.features import read_features
@@ -52,6 +53,7 @@ class Workbench:
         self.members, self.data, self.device, self.dtype = dict(members), dict(data), device, dtype
         self.width, self.depth = int(backbone.num_features), len(cast(nn.Sequential, backbone.blocks))
         modules = {module for member in members.values() for module in member.delta or {}}
+        modules |= set(adaptable(self.depth, list(TARGET_MODULES)))  # what a merge may change beyond its members
         self.weights = FoldableWeights(backbone.to(device), sorted(modules))
         if dtype is not None:
             hold_frozen_weights(backbone, dtype)

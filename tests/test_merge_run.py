@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from peft import PeftModel
 from PIL import Image
 
 from datamodules.datamodule import normalize
@@ -257,6 +258,42 @@ def test_distillation_brings_answers_nearer_and_resumes_to_the_same(
     merge_here(pair)
     (again,) = (run.path / "scratch").glob("distill-*.csv")
     assert [float(line.split(",")[3]) for line in again.read_text().splitlines()[1:]] == drifts
+
+
+def test_widened_distillation_changes_more_projections_and_loads_in_peft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from merging import distill as module
+
+    monkeypatch.setattr(module, "HELD_OUT", 8)
+    monkeypatch.setattr(module, "CHECK_EVERY", 5)
+    outputs = train_members(tmp_path)
+    given = ["merge=distill", "merge.steps=20", "merge.batch=8", "merge.lr=2e-3", "tasks=[leaves,dots]", "name=wide"]
+    merge_here(command(outputs, *given, "merge.widen=[v,proj,mlp]", "merge.widen_rank=3", "precision=32-true"))
+    path = outputs / "models" / "wide"
+    merged = load(path)
+    ranks = {}
+    for name, value in safetensors.torch.load_file(path / "adapter_model.safetensors").items():
+        stem, _, kind = name.removeprefix("base_model.model.").rpartition(".lora_")
+        if kind == "A.weight":
+            ranks[stem] = len(value)
+            continue
+        assert value.abs().sum() > 0  # each of them was trained
+    first = {name.removeprefix("blocks.0."): rank for name, rank in ranks.items() if name.startswith("blocks.0.")}
+    assert first == {"attn.qkv.k": 4, "attn.qkv.v": 4, "attn.proj": 3, "mlp.fc1": 3, "mlp.fc2": 3}
+    card = json.loads((path / "card.json").read_text())["backbone"]
+    base = safetensors.torch.load_file(path / "base.safetensors")
+    assert {key.split(".", 2)[2] for key in base} == {
+        "attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight",
+    }  # fmt: skip
+    plain = create_backbone(card["name"], card["image_size"])
+    plain.load_state_dict(merged.backbone.state_dict() | base)
+    images = torch.randn(3, 3, card["image_size"], card["image_size"], generator=torch.Generator().manual_seed(0))
+    peft = PeftModel.from_pretrained(split_qkv(plain).requires_grad_(False), path).eval()
+    with torch.no_grad():
+        assert torch.allclose(peft(images), merged.backbone(images), atol=1e-4)
+    with pytest.raises(CommandError, match=r"merge.widen=\['key'\] is not possible"):
+        merge_here(command(outputs, *given, "merge.widen=[key]"))
 
 
 def test_rows_are_logged_to_wandb_offline(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
