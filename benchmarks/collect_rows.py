@@ -2,14 +2,15 @@
 
 ``merges.csv`` has a row for each member of each merged set (also of sweeps that are still running) and, as method
 ``joint``, of each joint training of N tasks, compared with the adapters alone of 1/N of its rank: the same total.
-``table1.csv`` has a row for each training. No path of this machine enters them.
+``table1.csv`` has a row for each training. Rows that the CSV files hold already stay unless they are made anew, so that
+folders of runs can be cleared away. No path of this machine enters them.
 """
 
 import argparse
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,24 @@ _KEYS = ("backbone", "rank", "seed", "init_seed", "method", "realign", "images",
 
 
 def _place(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row.get(key)) for key in _KEYS)
+    return _key(row, _KEYS)
+
+
+def _key(row: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
+    return tuple("" if row.get(name) is None else str(row[name]) for name in names)
+
+
+def earlier_rows(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a CSV file that none of ``rows`` replaces.
+
+    Args:
+        names: of the columns that tell rows apart.
+    """
+    if not path.is_file():
+        return []
+    made = {_key(row, names) for row in rows}
+    with path.open(encoding="utf-8", newline="") as stream:
+        return [row for row in csv.DictReader(stream) if _key(row, names) not in made]
 
 
 def joint_rows(outputs: Path, trained: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -94,10 +112,15 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     options = parser.parse_args()
     trained = train_rows(options.outputs[0])
-    further = sorted({key for row in trained for key in row} - set(TRAINED))
-    write(options.results / "table1.csv", (*TRAINED, *further), trained)
+    table = options.results / "table1.csv"
+    names = ("backbone", "task", "rank", "seed")
+    all_trained = sorted([*earlier_rows(table, names, trained), *trained], key=lambda row: _key(row, names))
+    further = sorted({key for row in all_trained for key in row} - set(TRAINED))
+    write(table, (*TRAINED, *further), all_trained)
     merged = [row for outputs in options.outputs for row in (*merge_rows(outputs), *joint_rows(outputs, trained))]
-    write(options.results / "merges.csv", (*COLUMNS, *PAIRED, *PREDICTED, "init_seed"), sorted(merged, key=_place))
+    table = options.results / "merges.csv"
+    merged += earlier_rows(table, _KEYS, merged)
+    write(table, (*COLUMNS, *PAIRED, *PREDICTED, "init_seed"), sorted(merged, key=_place))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """The study's Tables II to VIII beside ours, and all our methods:  python benchmarks/study_tables.py docs/results
 
-Reads the folder's result rows (``merges.csv``, ``table1.csv``) and writes ``study_tables.md`` and ``methods.md`` there.
-``--tasks FILE`` says which of our tasks stands in for which of the study's. Ours are measured on other data, so what
-compares is the share that is left of each adapter's own score ("of alone"), not the score.
+Reads the folder's result rows (``merges.csv``, ``table1.csv``) and writes ``study_tables.md``, ``methods.md`` and the
+table of merges and readouts, ``realigned.md``, there. ``--tasks FILE`` says which of our tasks stands in for which of
+the study's. Ours are measured on other data, so what compares is the share that is left of each adapter's own score
+("of alone"), not the score.
 """
 
 import argparse
+import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +24,7 @@ from reporting.tables import NONE, PERCENT, Cell, Table, format_score, to_markdo
 TASKS = Path(__file__).with_name("stand_ins") / "study.yaml"
 METHODS = {STUDY_METHOD: "concatenation", "peft_linear": "linear"}  # ours -> the study's name
 SIZES = {2: "Pairs", 3: "Triples"}
+REALIGNS = {"none": "raw", "linear": "linear", "deep": "deep"}
 SHARED = "shared"  # the adapters started from the same A, as the study's did
 
 
@@ -69,6 +72,73 @@ def methods_markdown(found: Collected, tasks: Iterable[str]) -> str:
                     tables.append(_methods_table(f"{name}, rank {rank}", some))
         told += [f"## `{backbone}`", *tables]
     return "\n\n".join(told) + "\n"
+
+
+def realigned_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
+    """Every merge, raw and after each readout, over the same sets: mean and lowest retention, and who lost.
+
+    Args:
+        stands_for: the study's task to ours.
+    """
+    tasks = set(stands_for.values())
+    told = [
+        "# What merging keeps, with and without realigned heads",
+        "Mean / lowest retention over all members of all sets of the named kind and all seeds. In brackets, of the "
+        "members whose 95 % interval is known, how many lost something that the test set can show. Where not all sets "
+        "were measured, the number of members stands behind the method. `frozen` is the control: the same readout on "
+        "the bare backbone. Images (unlabeled, per task) are those of the deep readout.",
+    ]
+    rows = [row for row in _rows(found, tasks) if row["retention"] is not None]
+    triples = {stands_for["firerisk"], stands_for["galaxy"]}
+    kinds: dict[str, tuple[int, set[str]]] = {
+        "pairs": (2, set()), f"triples with {' + '.join(sorted(triples))}": (3, triples),
+        "all six in one": (6, set()), "one task": (1, set()),
+    }  # fmt: skip
+    for backbone in sorted({row["backbone"] for row in rows}):
+        lines = ["| set | rank | merge | seeds | images | raw | linear | deep |", "|---|---|---|---|---|---|---|---|"]
+        for kind, (size, including) in kinds.items():
+            there = sum(including <= set(names) for names in itertools.combinations(sorted(tasks), size)) * size
+            own = [
+                row
+                for row in rows
+                if (row["backbone"], row["tasks"]) == (backbone, size) and including <= set(row["set"].split("+"))
+            ]
+            for rank in sorted({row["rank"] for row in own}):
+                lines += _realigned_lines(f"| {kind} | {rank}", [row for row in own if row["rank"] == rank], there)
+        told += [f"## `{backbone}`", "\n".join(lines)]
+    return "\n\n".join(told) + "\n"
+
+
+def _realigned_lines(start: str, rows: Sequence[Row], there: int) -> list[str]:
+    """A line for each method, the best first; those with a readout above the others."""
+    lines = []
+    for method in {row["method"] for row in rows}:
+        own = [row for row in rows if row["method"] == method]
+        images = max(row["images"] or 0 for row in own)
+        own = [row for row in own if row["images"] in (0, None, images)]
+        cells, best, counts = [], (False, 0.0), set()
+        for realign in REALIGNS:
+            some = [row for row in own if row["realign"] == realign]
+            cells.append(_kept(some))
+            if some:
+                best = (realign != "none", statistics.fmean(row["retention"] for row in some))
+                counts.add(len(some))
+        seeds = sorted({row["seed"] for row in own})
+        some_only = "" if counts == {there * len(seeds)} else f" ({min(counts)} of {there * len(seeds)})"
+        text = (
+            f"{start} | `{method}`{some_only} | {' '.join(map(str, seeds))} | {images or NONE} | {' | '.join(cells)} |"
+        )
+        lines.append((not best[0], -best[1], text))
+    return [text for *_, text in sorted(lines)]
+
+
+def _kept(rows: Sequence[Row]) -> str:
+    if not rows:
+        return NONE
+    kept = [row["retention"] for row in rows]
+    known = [row for row in rows if row.get("retention_high") is not None]
+    lost = f" ({sum(row['retention_high'] < 1 for row in known)} of {len(known)})" if known else ""
+    return f"{statistics.fmean(kept):.3f} / {min(kept):.2f}{lost}"
 
 
 def _rows(found: Collected, tasks: Iterable[str]) -> list[Row]:
@@ -169,6 +239,7 @@ def main() -> None:
         print(f"left out: {path}: {reason}")
     atomic_write(options.results / "study_tables.md", study_markdown(found, stands_for))
     atomic_write(options.results / "methods.md", methods_markdown(found, stands_for.values()))
+    atomic_write(options.results / "realigned.md", realigned_markdown(found, stands_for))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.study_tables import TASKS, methods_markdown, study_markdown
+from benchmarks.collect_rows import earlier_rows
+from benchmarks.study_tables import TASKS, methods_markdown, realigned_markdown, study_markdown
 from reporting.load import collect
 from reporting.rows import Collected, merge_row, train_rows
 from tests.report_rows import write_csv
@@ -95,6 +96,36 @@ def test_methods_by_size_rank_and_images() -> None:
     assert lines(text, "cat + deep", "50") == [["cat + deep", "50", "1", "0.500 (1)", "0.500 (1)"]]
     triples = text[text.index("### Triples, rank 64") :]
     assert lines(triples, "cat") == [["cat", "0", "1", "0.750 (1)", "0.750 (1)"]]
+
+
+def test_realigned_merges_stand_beside_raw_ones_with_the_losses_that_a_test_set_can_show() -> None:
+    pair = "land+stars"
+    text = realigned_markdown(
+        found(
+            row("stars", pair, 0.72, retention_low=0.8, retention_high=0.95),
+            row("land", pair, 0.8, retention_low=0.95, retention_high=1.05),
+            row("stars", pair, 0.76, realign="deep", images=100, retention_low=0.9, retention_high=1.01),
+            row("land", pair, 0.8, realign="deep", images=100, retention_low=0.9, retention_high=1.01),
+            row("stars", pair, 0.4, realign="deep", images=50),  # an earlier try
+            row("stars", pair, 0.6, method="tsv"),
+            row("stars", "land+stars+dots", 0.8), row("stars", "dots+emotion+stars", 0.1),
+            *(row(task, "+".join(sorted(STANDS.values())), 0.4) for task in STANDS.values()),
+        ),
+        STANDS,
+    )  # fmt: skip
+    best, other = lines(text, "pairs", "16")
+    assert best[2:] == ["`cat` (2 of 30)", "0", "100", "0.950 / 0.90 (1 of 2)", "-", "0.975 / 0.95 (0 of 2)"]
+    assert other[2:] == ["`tsv` (1 of 30)", "0", "-", "0.750 / 0.75", "-", "-"]
+    assert lines(text, "triples with land + stars")[0][2:] == ["`cat` (1 of 12)", "0", "-", "1.000 / 1.00", "-", "-"]
+    assert lines(text, "all six in one")[0][2:] == ["`cat`", "0", "-", "0.500 / 0.50", "-", "-"]
+
+
+def test_earlier_rows_stay_until_they_are_made_anew(tmp_path: Path) -> None:
+    write_csv(tmp_path / "merges.csv", [row("stars", "land+stars", 0.7), row("stars", "land+stars", 0.6, seed=1)])
+    made = [row("stars", "land+stars", 0.8)]
+    names = ("rank", "seed", "set", "task", "init_seed")
+    assert [kept["score"] for kept in earlier_rows(tmp_path / "merges.csv", names, made)] == ["0.6"]
+    assert earlier_rows(tmp_path / "none.csv", names, made) == []
 
 
 def test_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
