@@ -41,7 +41,7 @@ def gram_seq(
     merged: Delta = {}
     try:
         bench.weights.restore()
-        tokens = {task: _embed(bench, task, images) for task in tasks}
+        tokens = {task: embed(bench, task, images) for task in tasks}
         for index, block in enumerate(model.blocks):
             prefix = f"blocks.{index}."
             own = {
@@ -65,7 +65,7 @@ def gram_seq(
 
 
 @torch.no_grad()
-def _embed(bench: Workbench, task: str, images: int) -> Tensor:
+def embed(bench: Workbench, task: str, images: int) -> Tensor:
     """(n, tokens, d) what the first block reads."""
     model = cast(Any, bench.backbone)
     rows = []

@@ -36,6 +36,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SMALL = {  # so that methods which take minutes take a moment
     "distill": ["merge.steps=2", "merge.batch=4", "merge.images=100"],
     "gram_seq": ["merge.images=8"],
+    "regress": ["merge.images=16"],
     "search": ["merge.images=20", "merge.cat_shares=[0.0,1.0]"],
 }
 

@@ -1,0 +1,212 @@
+"""A merge by least squares, Linear after Linear, that undoes what the Linears before it have spoilt."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from launch.progress import track
+from lightning_modules.backbone import PARTS
+from lightning_modules.lora import TARGET_MODULES
+from merging.delta import Delta, Weights, module_weight, require, stack
+from merging.sequential import CHUNK, embed
+from merging.workbench import Workbench
+
+
+def regress(
+    deltas: Mapping[str, Delta],
+    weights: Weights | None = None,
+    *,
+    bench: Workbench,
+    images: int,
+    targets: Sequence[str],
+    ridge: float,
+    class_weight: float,
+) -> Delta:
+    """Refits the block's Linears in order, so that each task's tokens follow those of its single-adapter model.
+
+    For each Linear W, with x the tokens of task i in the model merged so far and y what is wanted of them,
+
+        W' = argmin_V sum_i l_i E |V x + b - y|^2 + ridge * tr(S) / d * |V - W|^2,   S = sum_i l_i E x x^T.
+
+    For q, k, v and the first Linear of the MLP, y is that Linear's output in the single-adapter model (IterIS, Chen et
+    al., arXiv 2411.15231, for K and V alone); for the two that write into the residual stream it is what brings the
+    stream itself back to the single-adapter model's, so that errors do not add up. l_i = 1 / tr E x x^T. The result
+    is a dense change of all ``targets``; no gradient step is taken and no label is read.
+
+    Of each image about 13 numbers per token and channel are held at a time (2 or 4 bytes each).
+
+    Args:
+        weights: of the adapters whose answers are wanted; None for 1.
+        images: unlabeled training images per task.
+        targets: what may change: any of q, k, v, proj, mlp.
+        ridge: share of the mean eigenvalue, above 0.
+        class_weight: how many patch tokens a class token counts for.
+    """
+    require(images >= 1, "images", images, "a whole number from 1")
+    require(ridge > 0, "ridge", ridge, "a number above 0")
+    require(class_weight > 0, "class_weight", class_weight, "a number above 0")
+    require(
+        bool(targets) and set(targets) <= set(TARGET_MODULES), "targets", list(targets),
+        f"a list of {', '.join(TARGET_MODULES)}",
+    )  # fmt: skip
+    stack(deltas, weights)  # checks them
+    tasks = sorted(deltas)
+    own = {
+        task: {module: (b, a * module_weight(weights[task], module)) for module, (b, a) in deltas[task].items()}
+        if weights
+        else deltas[task]
+        for task in tasks
+    }
+    found: Delta = {}
+    try:
+        bench.weights.restore()
+        merged = {task: embed(bench, task, images) for task in tasks}
+        single = dict(merged)
+        blocks = list(cast(nn.Sequential, bench.backbone.blocks))
+        for index, block in enumerate(track(blocks, "Refitting blocks", len(blocks))):
+            fit = _Block(bench, block, f"blocks.{index}", targets, ridge, class_weight)
+            wanted = {}
+            for task in tasks:
+                bench.weights.fold({m: pair for m, pair in own[task].items() if m.startswith(f"{fit.path}.")})
+                wanted[task] = fit.follow(single[task])
+                single[task] = wanted[task].end
+            merged = fit.refit(merged, wanted)
+            found |= fit.found
+    finally:
+        bench.weights.restore()
+    return found
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a block does to one task's tokens (n, N, d) in its single-adapter model; the streams in float32."""
+
+    qkv: Tensor  # (n, N, 3 d)
+    middle: Tensor  # the stream after attention
+    hidden: Tensor  # (n, N, h) before the activation
+    end: Tensor
+
+
+class _Block:
+    def __init__(
+        self,
+        bench: Workbench,
+        block: nn.Module,
+        path: str,
+        targets: Sequence[str],
+        ridge: float,
+        class_weight: float,
+    ) -> None:
+        self.bench, self.block, self.path = bench, cast(Any, block), path
+        self.targets, self.ridge, self.class_weight = set(targets), ridge, class_weight
+        self.prefix = int(bench.backbone.num_prefix_tokens)
+        self.found: Delta = {}
+
+    def follow(self, tokens: Tensor) -> _Wanted:
+        """The block with whatever is folded into it now."""
+        seen: dict[str, list[Tensor]] = {"attn.qkv": [], "mlp.fc1": []}
+
+        def watch(name: str) -> Callable[..., None]:
+            return lambda _module, _given, out: seen[name].append(out)
+
+        handles = [self.block.get_submodule(name).register_forward_hook(watch(name)) for name in seen]
+        try:
+            middle = self._run(lambda x: x + self.block.ls1(self.block.attn(self.block.norm1(x))), tokens)
+            end = self._run(lambda x: x + self.block.ls2(self.block.mlp(self.block.norm2(x))), middle)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return _Wanted(torch.cat(seen["attn.qkv"]), middle, torch.cat(seen["mlp.fc1"]), end)
+
+    def refit(self, tokens: Mapping[str, Tensor], wanted: Mapping[str, _Wanted]) -> dict[str, Tensor]:
+        """Refits the four Linears in the order in which tokens pass them; returns each task's tokens behind them."""
+        block = self.block
+        self.bench.weights.restore()
+        kind = self.bench.dtype or torch.float32  # what Linears read: rounded once, held in half the memory
+        normed = {task: self._run(block.norm1, x, kind) for task, x in tokens.items()}
+        self._fit("attn.qkv", normed, {task: w.qkv for task, w in wanted.items()})
+        mixed = {task: self._inputs(block.attn, block.attn.proj, x) for task, x in normed.items()}
+        self._fit("attn.proj", mixed, {t: (w.middle - tokens[t]) / _scale(block.ls1) for t, w in wanted.items()})
+        middle = {
+            task: x + self._run(lambda y: block.ls1(block.attn.proj(y)), mixed[task]) for task, x in tokens.items()
+        }
+        normed = {task: self._run(block.norm2, x, kind) for task, x in middle.items()}
+        self._fit("mlp.fc1", normed, {task: w.hidden for task, w in wanted.items()})
+        hidden = {task: self._inputs(block.mlp, block.mlp.fc2, x) for task, x in normed.items()}
+        self._fit("mlp.fc2", hidden, {t: (w.end - middle[t]) / _scale(block.ls2) for t, w in wanted.items()})
+        return {task: x + self._run(lambda y: block.ls2(block.mlp.fc2(y)), hidden[task]) for task, x in middle.items()}
+
+    @torch.no_grad()
+    def _run(self, function: Callable[[Tensor], Tensor], tokens: Tensor, kind: torch.dtype = torch.float32) -> Tensor:
+        device, dtype = self.bench.device, self.bench.dtype
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            return torch.cat([function(chunk).to(kind) for chunk in tokens.split(CHUNK)])
+
+    def _inputs(self, function: Callable[[Tensor], Tensor], module: nn.Module, tokens: Tensor) -> Tensor:
+        """What a Linear inside of ``function`` gets to read."""
+        seen: list[Tensor] = []
+        handle = module.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        try:
+            self._run(function, tokens)
+        finally:
+            handle.remove()
+        return torch.cat(seen)
+
+    @torch.no_grad()
+    def _fit(self, name: str, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        """Refits one Linear, folds it and keeps its change."""
+        rows = self._rows(name)
+        if not rows:
+            return
+        linear = self.block.get_submodule(name)
+        base = self.bench.weights.kept[f"{self.path}.{name}.weight"].float()
+        bias = 0.0 if linear.bias is None else linear.bias.float()
+        total = base.new_zeros(base.shape[1], base.shape[1], dtype=torch.float64)
+        cross = base.new_zeros(*base.shape, dtype=torch.float64)
+        for task in sorted(inputs):
+            squares, products = torch.zeros_like(total), torch.zeros_like(cross)
+            for held, y in zip(inputs[task].split(CHUNK), outputs[task].split(CHUNK), strict=True):
+                x = held.float()
+                weight = x.new_ones(x.shape[1])
+                weight[: self.prefix] = self.class_weight
+                heavy = (x * weight[:, None]).flatten(0, 1)
+                left = (y.float() - bias - nn.functional.linear(x, base)).flatten(0, 1)
+                squares += heavy.t() @ x.flatten(0, 1)
+                products += left.t() @ heavy
+            share = 1 / squares.trace().clamp(min=1e-12)
+            total += share * squares
+            cross += share * products
+        total.diagonal().add_(self.ridge * total.trace() / len(total))
+        change = torch.cholesky_solve(cross.t(), torch.linalg.cholesky(total)).t().float()
+        for module, own in rows.items():
+            self.found[module] = _factors(change[own])
+        self.bench.weights.fold(self.found)
+
+    def _rows(self, name: str) -> dict[str, slice]:
+        """Rows of a fused Linear that may change, by module path of the split model."""
+        if name != "attn.qkv":
+            kind = "proj" if name == "attn.proj" else "mlp"
+            return {f"{self.path}.{name}": slice(None)} if kind in self.targets else {}
+        width = self.block.get_submodule(name).out_features // len(PARTS)
+        return {
+            f"{self.path}.{name}.{part}": slice(place * width, (place + 1) * width)
+            for place, part in enumerate(PARTS)
+            if part in self.targets
+        }
+
+
+def _scale(layer: nn.Module) -> Tensor | float:
+    """The gain of a LayerScale; 1 where a model has none."""
+    gain = getattr(layer, "gamma", None)
+    return 1.0 if gain is None else gain.detach().float()
+
+
+def _factors(change: Tensor) -> tuple[Tensor, Tensor]:
+    """A dense change as (B, A), the identity on its shorter side."""
+    out, wide = change.shape
+    if out < wide:
+        return torch.eye(out, device=change.device), change
+    return change, torch.eye(wide, device=change.device)

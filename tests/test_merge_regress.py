@@ -1,0 +1,118 @@
+"""The least-squares merge: against its formula, on the model it must follow, and where it may change weights."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from launch.errors import CommandError
+from merging.delta import Delta
+from merging.linear import cat
+from merging.regress import regress
+from merging.workbench import Workbench
+
+SIZE = 32
+GIVEN: dict[str, Any] = {"images": 40, "targets": ["q", "k", "v", "proj", "mlp"], "ridge": 1e-3, "class_weight": 1.0}
+
+
+class Drawn(Workbench):
+    """A workbench whose images are noise, of another kind for each task."""
+
+    def batches(self, task: str, split: str, count: int | None = None, *, mirrored: bool = False) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(len(task))
+        yield torch.randn(GIVEN["images"], 3, SIZE, SIZE, generator=generator) * len(task)
+
+
+def bench(**model: Any) -> Drawn:
+    """Two tasks, ``a`` and ``bb``, each with an adapter on K and V that changes much."""
+    torch.manual_seed(0)
+    backbone = timm.create_model("test_vit", num_classes=0, img_size=SIZE, **model).eval().requires_grad_(False)
+    width, depth = backbone.num_features, len(backbone.blocks)
+    members: dict[str, Any] = {}
+    for seed, task in enumerate(("a", "bb")):
+        generator = torch.Generator().manual_seed(seed)
+        delta = {
+            f"blocks.{index}.attn.qkv.{part}": (
+                torch.randn(width, 2, generator=generator) * 0.3, torch.randn(2, width, generator=generator) * 0.3,
+            )
+            for index in range(depth)
+            for part in ("k", "v")
+        }  # fmt: skip
+        members[task] = SimpleNamespace(delta=delta)
+    return Drawn(backbone, members, {}, torch.device("cpu"))
+
+
+def deltas(place: Drawn, *tasks: str) -> dict[str, Delta]:
+    return {task: place.members[task].delta or {} for task in tasks or ("a", "bb")}
+
+
+def distance(place: Drawn, merged: Delta, task: str) -> float:
+    """Of the class tokens to those of the task's own adapter, as a share of their size."""
+    own = place.single(task, "train")
+    return float((place.features(merged, task, "train", deep=False) - own).norm() / own.norm())
+
+
+@pytest.mark.parametrize("model", [{}, {"init_values": 0.4}], ids=["plain", "layer scale"])
+def test_tokens_follow_each_adapter_far_nearer_than_in_the_sum(model: dict[str, Any]) -> None:
+    place = bench(**model)
+    refitted, summed = regress(deltas(place), bench=place, **GIVEN), cat(deltas(place))
+    only_kv = regress(deltas(place), bench=place, **GIVEN | {"targets": ["k", "v"]})
+    for task in ("a", "bb"):
+        assert distance(place, refitted, task) < 0.5 * distance(place, summed, task)
+        assert distance(place, refitted, task) < distance(place, only_kv, task)
+
+
+def test_one_adapter_comes_back() -> None:
+    place = bench()
+    merged = regress(deltas(place, "a"), bench=place, **GIVEN | {"ridge": 1e-6})
+    assert distance(place, merged, "a") < 1e-3
+
+
+def test_first_projection_is_the_least_squares_solution() -> None:
+    """In the first block all read what they read alone: RegMean with a ridge towards the frozen weights."""
+    place = bench()
+    merged = regress(deltas(place), bench=place, **GIVEN | {"class_weight": 5.0, "ridge": 0.01})
+    model: Any = place.backbone
+    total, cross = 0.0, 0.0
+    for task in ("a", "bb"):
+        (images,) = place.batches(task, "train")
+        with torch.no_grad():
+            x = model.blocks[0].norm1(model._pos_embed(model.patch_embed(images))).double()
+        squares = 5.0 * x[:, 0].T @ x[:, 0] + sum(x[:, index].T @ x[:, index] for index in range(1, x.shape[1]))
+        squares = squares / squares.trace()
+        b, a = deltas(place)[task]["blocks.0.attn.qkv.k"]
+        total, cross = total + squares, cross + (b.double() @ a.double()) @ squares
+    wanted = cross @ torch.linalg.inv(total + 0.01 * total.trace() / len(total) * torch.eye(len(total)))
+    b, a = merged["blocks.0.attn.qkv.k"]
+    assert torch.allclose((b @ a).double(), wanted, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_only_targets_change_and_the_backbone_is_left_as_it_was() -> None:
+    place = bench()
+    before = {name: value.clone() for name, value in place.backbone.state_dict().items()}
+    merged = regress(deltas(place), bench=place, **GIVEN | {"targets": ["v", "mlp"]})
+    assert {module.split(".", 2)[2] for module in merged} == {"attn.qkv.v", "mlp.fc1", "mlp.fc2"}
+    assert all(torch.equal(value, before[name]) for name, value in place.backbone.state_dict().items())
+    again = regress(deltas(place), bench=place, **GIVEN | {"targets": ["v", "mlp"]})
+    assert all(torch.equal(x, y) for module in merged for x, y in zip(merged[module], again[module], strict=True))
+
+
+def test_a_weight_scales_what_is_wanted_of_its_adapter() -> None:
+    place = bench()
+    merged = regress(deltas(place, "a"), {"a": 0.0}, bench=place, **GIVEN)
+    assert max(float((b @ a).abs().max()) for b, a in merged.values()) < 1e-2
+    frozen = place.bare("a", "train", deep=False)
+    assert torch.allclose(place.features(merged, "a", "train", deep=False), frozen, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("images", 0), ("ridge", 0.0), ("class_weight", -1.0), ("targets", []), ("targets", ["key"])]
+)
+def test_impossible_arguments_are_refused(key: str, value: Any) -> None:
+    place = bench()
+    with pytest.raises(CommandError, match=f"merge.{key}="):
+        regress(deltas(place), bench=place, **GIVEN | {key: value})
