@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import set_peft_model_state_dict
@@ -22,12 +22,15 @@ from lightning_modules.module import warmup_cosine
 from merging.delta import Delta, Weights, require
 from merging.gram import Grams, gram
 from merging.predict import output_drift
+from merging.regress import regress
 from merging.svd import svd
 from merging.workbench import Workbench, outputs
 
 log = logging.getLogger(__name__)
 HELD_OUT = 64  # images per task that are never trained on: they say when to stop
 CHECK_EVERY = 50  # steps between looks at them
+STARTS = ("gram", "regress")
+REGRESSED = 512  # images per task that the start is refitted on, at most
 
 
 def distill(
@@ -36,6 +39,7 @@ def distill(
     *,
     bench: Workbench,
     grams: Grams,
+    start: Literal["gram", "regress"],
     cat_share: float,
     rank: int | None,
     widen: Sequence[str],
@@ -49,7 +53,7 @@ def distill(
     patience: int,
     seed: int,
 ) -> Delta:
-    """Starts at ``gram`` and moves its factors by Adam until held-out answers stop getting nearer.
+    """Starts at a closed form and moves low-rank factors by Adam until held-out answers stop getting nearer.
 
     loss = sum over tasks of |z - z_i|^2 / var(z_i) + |h_i(z) - h_i(z_i)|^2 / var(h_i(z_i)), with z the merged class
     token, z_i the single-adapter model's, h_i its frozen head. No label is read. One step passes ``batch`` images of
@@ -61,8 +65,10 @@ def distill(
     beside it, from which a run that was killed goes on.
 
     Args:
-        cat_share: of the ``gram`` that it starts from.
-        rank: of the result; None is the sum of the adapters' ranks, else ``svd`` cuts the start.
+        start: "gram": its factors are what is trained, and the result keeps their rank. "regress": factors of the same
+            rank start at zero on top of its dense change.
+        cat_share: of the ``gram``.
+        rank: of the trained factors; None is the sum of the adapters' ranks, else ``svd`` cuts the ``gram``.
         widen: projections (any of q, k, v, proj, mlp) that get factors of rank ``widen_rank`` where the adapters have
             none; they start at zero and are trained with the others, which gives tasks room to keep apart.
         images: training images per task, at most.
@@ -77,14 +83,23 @@ def distill(
     require(steps >= 1, "steps", steps, "a whole number from 1")
     require(batch >= 1, "batch", batch, "a whole number from 1")
     require(rank is None or rank >= 1, "rank", rank, "a whole number from 1, or null")
-    start = gram(deltas, weights, grams=grams, normalise="trace", ridge=1e-3, cat_share=cat_share)
-    if rank is not None:
-        start = svd({"merged": start}, None, rank=rank)
+    require(start in STARTS, "start", start, " or ".join(STARTS))
     for target in widen:
         require(target in TARGET_MODULES, "widen", list(widen), f"a list of {', '.join(TARGET_MODULES)}")
     require(widen_rank >= 1, "widen_rank", widen_rank, "a whole number from 1")
-    more = [module for module in adaptable(bench.depth, sorted(set(widen))) if module not in start]
-    student = _student(bench, start, dict.fromkeys(more, widen_rank))
+    merged = gram(deltas, weights, grams=grams, normalise="trace", ridge=1e-3, cat_share=cat_share)
+    if rank is not None:
+        merged = svd({"merged": merged}, None, rank=rank)
+    more = {module: widen_rank for module in adaptable(bench.depth, sorted(set(widen))) if module not in merged}
+    base: Delta = {}
+    if start == "regress":
+        base = regress(
+            deltas, weights, bench=bench, images=min(images, REGRESSED), targets=list(TARGET_MODULES), ridge=0.01,
+            class_weight=10.0,
+        )  # fmt: skip
+        more |= {module: a.shape[0] for module, (_, a) in merged.items()}
+        merged = {}
+    student = _student(bench, base, merged, more)
     tasks = sorted(deltas)
     pool = {task: _Pool(bench, task, images, mirror) for task in tasks}
     factors = [value for value in student.parameters() if value.requires_grad]
@@ -92,7 +107,7 @@ def distill(
     rate = warmup_cosine(steps, 0.05)
     generator = torch.Generator().manual_seed(seed)
     log_file, state_file = _files(
-        bench.scratch, tasks, (cat_share, rank, *more, widen_rank, images, mirror, steps, batch, lr, seed)
+        bench.scratch, tasks, (start, cat_share, rank, *more, widen_rank, images, mirror, steps, batch, lr, seed)
     )
     first, spent, best, stale = 0, 0.0, (math.inf, _factors(student)), 0
     if state_file is not None and state_file.exists():
@@ -135,7 +150,7 @@ def distill(
             break
     if state_file is not None:
         state_file.unlink(missing_ok=True)
-    return _as_delta(best[1])
+    return _sum(base, _as_delta(best[1]))
 
 
 class _Pool:
@@ -160,22 +175,22 @@ class _Pool:
         return pixels, wanted, self.feature_scale, self.output_scale
 
 
-def _student(bench: Workbench, start: Delta, more: Mapping[str, int]) -> nn.Module:
-    """A split copy of the backbone with the start as its one trainable adapter.
+def _student(bench: Workbench, base: Delta, start: Delta, more: Mapping[str, int]) -> nn.Module:
+    """A split copy of the backbone with ``base`` folded in and the start as its one trainable adapter.
 
     Args:
         more: rank by module path of factors that start at zero.
     """
-    ranks = {a.shape[0] for _, a in start.values()}
-    width = min(min(b.shape[0], a.shape[1]) for b, a in start.values())
-    if len(ranks) > 1 or max(ranks) > width:
-        raise CommandError(f"merge=distill: ranks {sorted(ranks)} of the start are no one low rank; give merge.rank.")
-    bench.weights.restore()
-    student = split_qkv(copy.deepcopy(bench.backbone))
-    config = lora_config(ranks.pop(), None, ["k"])
-    config.target_modules = sorted([*start, *more])
-    config.rank_pattern = dict(more)
-    config.alpha_pattern = dict(more)  # so that the scale is one there, too
+    ranks = {module: a.shape[0] for module, (_, a) in start.items()} | dict(more)
+    for module, (b, a) in start.items():
+        if a.shape[0] > min(b.shape[0], a.shape[1]):
+            raise CommandError(f"merge=distill: rank {a.shape[0]} of {module} is no low rank; give merge.rank.")
+    with bench.weights.folded(base) as model:
+        student = split_qkv(copy.deepcopy(model))
+    config = lora_config(max(ranks.values()), None, ["k"])
+    config.target_modules = sorted(ranks)
+    config.rank_pattern = dict(ranks)
+    config.alpha_pattern = dict(ranks)  # so that the scale is one everywhere
     add_lora(student, config, init_seed=0)
     tensors = {}
     for module, (b, a) in start.items():
@@ -230,6 +245,16 @@ def _factors(student: nn.Module) -> dict[str, Tensor]:
 def _as_delta(factors: Mapping[str, Tensor]) -> Delta:
     modules = sorted({name.partition(".lora_")[0] for name in factors})
     return {module: (factors[f"{module}.lora_B.weight"], factors[f"{module}.lora_A.weight"]) for module in modules}
+
+
+def _sum(base: Delta, factors: Delta) -> Delta:
+    """Both changes as one, (d_out, r + r') and (r + r', d_in)."""
+    found = dict(base)
+    for module, (b, a) in factors.items():
+        if module in base:
+            b, a = torch.cat([base[module][0], b], 1), torch.cat([base[module][1], a])
+        found[module] = (b, a)
+    return dict(sorted(found.items()))
 
 
 def _files(scratch: Path | None, tasks: Sequence[str], settings: Any) -> tuple[Path | None, Path | None]:
