@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 HELD_OUT = 64  # images per task that are never trained on: they say when to stop
 CHECK_EVERY = 50  # steps between looks at them
 STARTS = ("gram", "regress")
-REGRESSED = 512  # images per task that the start is refitted on, at most
+REGRESSED = 256  # images per task that the start is refitted on, at most
 
 
 def distill(
