@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from rich.console import Console
 from rich.table import Table
 
-from launch.checks import ROOT
 from launch.merge_schema import MergeConfig
 from launch.progress import track
 from launch.runs import Run
@@ -20,7 +18,7 @@ from merging.branch import Branching
 from merging.conflict import conflict, interference
 from merging.evaluate import merge_set, predict_set
 from merging.members import Member
-from merging.methods import merge_function, require_delta
+from merging.methods import merge_function, require_delta, shipped
 from merging.run import Bench, branching_of, open_bench
 
 log = logging.getLogger(__name__)
@@ -150,9 +148,7 @@ def show(rows: Sequence[Mapping[str, Any]], best: tuple[str, str]) -> None:
 def _expected(
     config: MergeConfig, opened: Bench, tasks: Sequence[str], method: str, branching: Branching | None
 ) -> list[dict[str, Any]]:
-    file = ROOT / "conf" / "merge" / f"{method}.yaml"
-    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    function = functools.partial(merge_function(settings), opened.bench)
+    function = functools.partial(merge_function(shipped(method)), opened.bench)
     merges = merge_set(opened.bench, tasks, function, config.realigns, config.images, branching)
     assert config.advice_images is not None  # which the config's check has seen to
     rows = predict_set(opened.bench, merges, config.advice_images)

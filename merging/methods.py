@@ -5,7 +5,10 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from launch.errors import AdapterError, CommandError
+import yaml  # type: ignore[import-untyped]
+
+from launch.checks import ROOT
+from launch.errors import AdapterError, CommandError, nearest
 from launch.merge_schema import method_file
 from merging.delta import Delta
 from merging.members import Member
@@ -28,6 +31,20 @@ def method_of(config: Mapping[str, Any]) -> Callable[..., Any]:
     if not callable(found) or "deltas" not in inspect.signature(found).parameters:
         raise CommandError(f"merge._target_={target}: no such merge of ours.")
     return found
+
+
+def shipped(name: str) -> dict[str, Any]:
+    """The ``merge`` section of a shipped yaml.
+
+    Raises:
+        CommandError: there is none of this name.
+    """
+    file = ROOT / "conf" / "merge" / f"{name}.yaml"
+    if not file.is_file():
+        known = sorted(path.stem for path in file.parent.glob("*.yaml"))
+        raise CommandError(f"There is no merge {name}.{nearest(name, known) or ' Known: ' + ', '.join(known) + '.'}")
+    content: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return content
 
 
 def needs_images(config: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from merging.conflict import interference
 from merging.delta import Delta, Weights, require
 from merging.features import class_token
 from merging.gram import Grams, Normalise, gram
+from merging.methods import merge_members, shipped
 from merging.predict import output_drift
 from merging.realign import choose_readout, fold_readout
 from merging.workbench import Workbench, outputs
@@ -26,12 +27,13 @@ def search(
     grams: Grams,
     cat_shares: Sequence[float],
     scales: Sequence[float],
+    methods: Sequence[str],
     after: Literal["none", "linear", "deep"],
     images: int,
     normalise: Normalise,
     ridge: float,
 ) -> Delta:
-    """The best of a grid between ``gram`` and ``cat``, then of scales of the adapter that disturbs the others most.
+    """The best of a grid between ``gram`` and ``cat``, of scales of the loudest adapter, and of other merges.
 
     A candidate costs one pass of ``images`` pictures per task. It is judged by its worst member: the distance of the
     head outputs to the single-adapter model's on the last fifth of the images (``predict.output_drift``), after a
@@ -40,13 +42,16 @@ def search(
     Args:
         cat_shares: of ``gram``; 1 is ``cat``.
         scales: weights of the dominating adapter, the one with the largest mean ``conflict.interference``.
+        methods: further merges, as their yaml ships them.
         after: what the heads will be realigned by; choose the same as ``realign``.
         images: unlabeled training images per task, at most.
         normalise, ridge: see ``gram``.
 
     Raises:
-        CommandError: no candidate, or ``after`` is none of the three.
+        CommandError: no candidate, an unknown merge, or ``after`` is none of the three.
     """
+    others = {name: shipped(name) for name in methods}
+    require("search" not in others, "methods", list(methods), "merges other than search")
     require(after in ("none", "linear", "deep"), "after", after, "none, linear or deep")
     if not cat_shares:
         raise CommandError("merge.cat_shares=[]: give at least one share from 0 (gram) to 1 (cat).")
@@ -69,6 +74,12 @@ def search(
         scaled: dict[str, Any] = given | {loudest: _scaled(given[loudest], scale)}
         merged = gram(deltas, scaled, grams=grams, normalise=normalise, ridge=ridge, cat_share=share)
         consider(merged, f"cat_share {share}, {loudest} x {scale}")
+    members = {task: bench.members[task] for task in deltas}
+    for name, settings in others.items():
+        merged = merge_members(settings | {"weights": weights}, members, bench)
+        if merged is None:
+            raise CommandError(f"merge.methods={list(methods)}: {name} merges nothing.")
+        consider(merged, name)
     log.info("Chosen for %s: %s", "+".join(sorted(deltas)), best[2])
     return best[1]
 

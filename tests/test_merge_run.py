@@ -37,7 +37,7 @@ SMALL = {  # so that methods which take minutes take a moment
     "distill": ["merge.steps=2", "merge.batch=4", "merge.images=100"],
     "gram_seq": ["merge.images=8"],
     "regress": ["merge.images=16"],
-    "search": ["merge.images=20", "merge.cat_shares=[0.0,1.0]"],
+    "search": ["merge.images=20", "merge.cat_shares=[0.0,1.0]", "merge.methods=[tsv]"],
 }
 
 
@@ -131,6 +131,21 @@ def test_bf16_scores_are_near_float32(outputs: Path) -> None:
     rounded, _ = merge_here([*command(outputs, *pair)[:-4], "precision=bf16-mixed", *pair])
     for one, two in zip(exact["rows"], rounded["rows"], strict=True):
         assert two["score"] == pytest.approx(one["score"], rel=0.1)
+
+
+def test_search_takes_the_candidate_with_the_nearest_answers(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = command(outputs, "merge=search", "tasks=[dots,level]", "merge.images=30", "save=false")
+    with caplog.at_level("INFO"):
+        merge_here([*given, "merge.cat_shares=[0.0,1.0]", "merge.methods=[regress,average]"])
+    told = [record.getMessage() for record in caplog.records if record.name == "merging.search"]
+    drifts = {text: float(drift) for text, drift in (line.split(": worst drift ") for line in told[:-1])}
+    assert list(drifts)[:2] == ["cat_share 0.0", "cat_share 1.0"]
+    assert list(drifts)[3:] == ["regress", "average"]
+    assert told[-1] == f"Chosen for dots+level: {min(drifts, key=drifts.__getitem__)}"
+    with pytest.raises(CommandError, match=r"There is no merge regres\. Did you mean 'regress'"):
+        merge_here([*given, "merge.methods=[regres]"])
+    with pytest.raises(CommandError, match="merges other than search"):
+        merge_here([*given, "merge.methods=[search]"])
 
 
 def test_missing_adapters_are_named_with_what_exists(outputs: Path) -> None:
