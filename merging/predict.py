@@ -115,6 +115,24 @@ def output_drift(task: Task, single: Tensor, merged: Tensor) -> float:
     return float(((two - one).square().mean() / spread.clamp(min=1e-12)).sqrt())
 
 
+def tolerance(task: Task, single: Tensor, known: Mapping[str, float]) -> float:
+    """Mean square of a head output's change that counts as one: what costs each task about as much as it costs another.
+
+    For numbers and points the square of the single model's own validation error, since a change adds to it; for classes
+    the variance of the logits over images.
+
+    Args:
+        single: (n, out) the single-adapter model's outputs.
+        known: its validation metrics; where the error is not among them the variance stands in.
+    """
+    error = known.get(task.metric)
+    if error and task.kind == "regression":
+        return float(error) ** 2
+    if error and task.kind == "keypoints":  # percent of the eyes' distance, along two axes
+        return float(error / 100 * _unit(task, task.shape(single)).mean()) ** 2 / 2
+    return float(single.var(0).mean())
+
+
 def temperature(logits: Tensor, accuracy: float) -> float:
     """What to divide logits (n, classes) by so that the largest probability is the accuracy on average; e^-3 to e^3."""
     low, high = -3.0, 3.0

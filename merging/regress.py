@@ -11,8 +11,9 @@ from launch.progress import track
 from lightning_modules.backbone import PARTS
 from lightning_modules.lora import TARGET_MODULES
 from merging.delta import Delta, Weights, module_weight, require, stack
+from merging.predict import tolerance
 from merging.sequential import CHUNK, embed
-from merging.workbench import Workbench
+from merging.workbench import Workbench, outputs
 
 
 def regress(
@@ -24,6 +25,8 @@ def regress(
     targets: Sequence[str],
     ridge: float,
     class_weight: float,
+    stride: int,
+    by_error: bool,
 ) -> Delta:
     """Refits the block's Linears in order, so that each task's tokens follow those of its single-adapter model.
 
@@ -44,10 +47,14 @@ def regress(
         targets: what may change: any of q, k, v, proj, mlp.
         ridge: share of the mean eigenvalue, above 0.
         class_weight: how many patch tokens a class token counts for.
+        stride: only every how-manieth patch token is fitted; more images teach more than all tokens of few.
+        by_error: l_i is multiplied by the variance of the task's head outputs over ``predict.tolerance``, so that
+            tasks that tell finer differences than classes (ages, points) get more say.
     """
     require(images >= 1, "images", images, "a whole number from 1")
     require(ridge > 0, "ridge", ridge, "a number above 0")
     require(class_weight > 0, "class_weight", class_weight, "a number above 0")
+    require(stride >= 1, "stride", stride, "a whole number from 1")
     require(
         bool(targets) and set(targets) <= set(TARGET_MODULES), "targets", list(targets),
         f"a list of {', '.join(TARGET_MODULES)}",
@@ -60,6 +67,7 @@ def regress(
         else deltas[task]
         for task in tasks
     }
+    says = {task: _say(bench, task, images) if by_error else 1.0 for task in tasks}
     found: Delta = {}
     try:
         bench.weights.restore()
@@ -67,7 +75,7 @@ def regress(
         single = dict(merged)
         blocks = list(cast(nn.Sequential, bench.backbone.blocks))
         for index, block in enumerate(track(blocks, "Refitting blocks", len(blocks))):
-            fit = _Block(bench, block, f"blocks.{index}", targets, ridge, class_weight)
+            fit = _Block(bench, block, f"blocks.{index}", says, targets, ridge, class_weight, stride)
             wanted = {}
             for task in tasks:
                 bench.weights.fold({m: pair for m, pair in own[task].items() if m.startswith(f"{fit.path}.")})
@@ -78,6 +86,14 @@ def regress(
     finally:
         bench.weights.restore()
     return found
+
+
+def _say(bench: Workbench, task: str, images: int) -> float:
+    """By how much more than a classifier's the outputs of a task must stay where they were."""
+    member = bench.members[task]
+    own = outputs(member.head, bench.single(task, "train", images))
+    known = member.bundle.card.get("validation") or {}
+    return float(own.var(0).mean()) / max(tolerance(member.task, own, known), 1e-12)
 
 
 @dataclass(frozen=True)
@@ -96,12 +112,14 @@ class _Block:
         bench: Workbench,
         block: nn.Module,
         path: str,
+        says: Mapping[str, float],
         targets: Sequence[str],
         ridge: float,
         class_weight: float,
+        stride: int,
     ) -> None:
-        self.bench, self.block, self.path = bench, cast(Any, block), path
-        self.targets, self.ridge, self.class_weight = set(targets), ridge, class_weight
+        self.bench, self.block, self.path, self.says = bench, cast(Any, block), path, says
+        self.targets, self.ridge, self.class_weight, self.stride = set(targets), ridge, class_weight, stride
         self.prefix = int(bench.backbone.num_prefix_tokens)
         self.found: Delta = {}
 
@@ -168,15 +186,16 @@ class _Block:
         cross = base.new_zeros(*base.shape, dtype=torch.float64)
         for task in sorted(inputs):
             squares, products = torch.zeros_like(total), torch.zeros_like(cross)
-            for held, y in zip(inputs[task].split(CHUNK), outputs[task].split(CHUNK), strict=True):
-                x = held.float()
+            chunks = zip(inputs[task].split(CHUNK), outputs[task].split(CHUNK), strict=True)
+            for place, (x, y) in enumerate(chunks):
+                x, y = (self._some(tokens, place).float() for tokens in (x, y))
                 weight = x.new_ones(x.shape[1])
                 weight[: self.prefix] = self.class_weight
                 heavy = (x * weight[:, None]).flatten(0, 1)
-                left = (y.float() - bias - nn.functional.linear(x, base)).flatten(0, 1)
+                left = (y - bias - nn.functional.linear(x, base)).flatten(0, 1)
                 squares += heavy.t() @ x.flatten(0, 1)
                 products += left.t() @ heavy
-            share = 1 / squares.trace().clamp(min=1e-12)
+            share = self.says[task] / squares.trace().clamp(min=1e-12)
             total += share * squares
             cross += share * products
         total.diagonal().add_(self.ridge * total.trace() / len(total))
@@ -184,6 +203,13 @@ class _Block:
         for module, own in rows.items():
             self.found[module] = _factors(change[own])
         self.bench.weights.fold(self.found)
+
+    def _some(self, tokens: Tensor, place: int) -> Tensor:
+        """Class tokens and every ``stride``-th patch token, others in each chunk."""
+        if self.stride == 1:
+            return tokens
+        patches = tokens[:, self.prefix + place % self.stride :: self.stride]
+        return torch.cat([tokens[:, : self.prefix], patches], 1)
 
     def _rows(self, name: str) -> dict[str, slice]:
         """Rows of a fused Linear that may change, by module path of the split model."""

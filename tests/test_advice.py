@@ -8,7 +8,7 @@ import torch
 from lightning_modules.tasks import Task
 from merging.advisor import Disturbance, recommended
 from merging.paired import retention
-from merging.predict import output_drift, predict_retention, temperature
+from merging.predict import output_drift, predict_retention, temperature, tolerance
 
 CLASSES = Task("emotion", "classification", "accuracy", 5)
 SHAPE = Task("galaxy", "classification", "macro_f1", 5)
@@ -163,3 +163,17 @@ def test_reasons_name_what_is_the_matter() -> None:
     assert "hardly acts" in Disturbance("galaxy", 0.1, 0.5).reason
     assert "gram helps" in Disturbance("galaxy", 2, 0.05).reason
     assert "realign or distil" in Disturbance("landmarks", 2, 0.3).reason
+
+
+def test_a_change_of_the_tolerance_is_as_large_as_the_models_own_error() -> None:
+    """Answers that are wrong by their validation error and then moved by as much: sqrt(2) times the error."""
+    points, moves = drawn(4000, 8), drawn(4000, 8, seed=1)
+    size = tolerance(POINTS, points, {"nme": 12.0}) ** 0.5
+    shape = POINTS.shape(points)
+    unit = (shape[:, 0] - shape[:, 1]).norm(dim=-1)
+    moved = POINTS.shape(size * moves).norm(dim=-1).square().mean().sqrt() / unit.mean()
+    assert float(100 * moved) == pytest.approx(12.0, rel=0.02)
+    assert tolerance(NUMBER, drawn(40, 1), {"rmse": 3.0}) == pytest.approx(9.0)
+    single = drawn(40, 5)
+    assert tolerance(CLASSES, single, {"accuracy": 0.7}) == pytest.approx(float(single.var(0).mean()))
+    assert tolerance(NUMBER, single[:, :1], {}) == pytest.approx(float(single[:, :1].var(0).mean()))

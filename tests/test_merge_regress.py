@@ -16,7 +16,14 @@ from merging.regress import regress
 from merging.workbench import Workbench
 
 SIZE = 32
-GIVEN: dict[str, Any] = {"images": 40, "targets": ["q", "k", "v", "proj", "mlp"], "ridge": 1e-3, "class_weight": 1.0}
+GIVEN: dict[str, Any] = {
+    "images": 40,
+    "targets": ["q", "k", "v", "proj", "mlp"],
+    "ridge": 1e-3,
+    "class_weight": 1.0,
+    "stride": 1,
+    "by_error": False,
+}
 
 
 class Drawn(Workbench):
@@ -60,10 +67,12 @@ def distance(place: Drawn, merged: Delta, task: str) -> float:
 def test_tokens_follow_each_adapter_far_nearer_than_in_the_sum(model: dict[str, Any]) -> None:
     place = bench(**model)
     refitted, summed = regress(deltas(place), bench=place, **GIVEN), cat(deltas(place))
+    strided = regress(deltas(place), bench=place, **GIVEN | {"stride": 2})
     only_kv = regress(deltas(place), bench=place, **GIVEN | {"targets": ["k", "v"]})
     for task in ("a", "bb"):
         assert distance(place, refitted, task) < 0.5 * distance(place, summed, task)
         assert distance(place, refitted, task) < distance(place, only_kv, task)
+        assert distance(place, strided, task) < 0.5 * distance(place, summed, task)
 
 
 def test_one_adapter_comes_back() -> None:
@@ -110,7 +119,8 @@ def test_a_weight_scales_what_is_wanted_of_its_adapter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("images", 0), ("ridge", 0.0), ("class_weight", -1.0), ("targets", []), ("targets", ["key"])]
+    ("key", "value"),
+    [("images", 0), ("ridge", 0.0), ("class_weight", -1.0), ("stride", 0), ("targets", []), ("targets", ["key"])],
 )
 def test_impossible_arguments_are_refused(key: str, value: Any) -> None:
     place = bench()
