@@ -21,7 +21,7 @@ from lightning_modules.model import MLPHead
 from lightning_modules.module import warmup_cosine
 from merging.delta import Delta, Weights, require
 from merging.gram import Grams, gram
-from merging.predict import output_drift, tolerance
+from merging.predict import output_drift
 from merging.regress import regress
 from merging.svd import svd
 from merging.workbench import Workbench, outputs
@@ -55,9 +55,9 @@ def distill(
 ) -> Delta:
     """Starts at a closed form and moves low-rank factors by Adam until held-out answers stop getting nearer.
 
-    loss = sum over tasks of |z - z_i|^2 / var(z_i) + |h_i(z) - h_i(z_i)|^2 / t_i, with z the merged class token, z_i
-    the single-adapter model's, h_i its frozen head, t_i ``predict.tolerance``. No label is read. One step passes
-    ``batch`` images of each task through the backbone at once; the teachers' answers are computed once. The kept
+    loss = sum over tasks of |z - z_i|^2 / var(z_i) + |h_i(z) - h_i(z_i)|^2 / var(h_i(z_i)), with z the merged class
+    token, z_i the single-adapter model's, h_i its frozen head. No label is read. One step passes ``batch`` images of
+    each task through the backbone at once; the teachers' answers are computed once. The kept
     factors are those with the lowest geometric mean of the members' drifts on ``HELD_OUT`` training images per task,
     looked at every ``CHECK_EVERY`` steps: a member whose answers move a lot whatever is done (emotion) must not decide
     alone.
@@ -165,9 +165,7 @@ class _Pool:
             raise CommandError(f"merge.images={images}: distillation needs more than {HELD_OUT} images of {task}.")
         self.count = len(self.pixels) - HELD_OUT
         own = outputs(bench.members[task].head, self.wanted)
-        self.feature_scale = float(self.wanted.var(0).mean())
-        member = bench.members[task]
-        self.output_scale = tolerance(member.task, own, member.bundle.card.get("validation") or {})
+        self.feature_scale, self.output_scale = float(self.wanted.var(0).mean()), float(own.var(0).mean())
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, float, float]:
         rows = torch.randint(self.count, (batch,), generator=generator)
