@@ -76,10 +76,10 @@ def search(
         consider(merged, f"cat_share {share}, {loudest} x {scale}")
     members = {task: bench.members[task] for task in deltas}
     for name, settings in others.items():
-        merged = merge_members(settings | {"weights": weights}, members, bench)
-        if merged is None:
+        other = merge_members(settings | {"weights": weights}, members, bench)
+        if other is None:
             raise CommandError(f"merge.methods={list(methods)}: {name} merges nothing.")
-        consider(merged, name)
+        consider(other, name)
     log.info("Chosen for %s: %s", "+".join(sorted(deltas)), best[2])
     return best[1]
 
