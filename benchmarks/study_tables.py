@@ -7,15 +7,20 @@ the study's. Ours are measured on other data, so what compares is the share that
 """
 
 import argparse
+import io
 import itertools
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import yaml  # type: ignore[import-untyped]
+from matplotlib.figure import Figure
 
 from launch.files import atomic_write
+from reporting.figures import COLORS, STYLE
 from reporting.load import collect
 from reporting.rows import STUDY_METHOD, Collected, Row, higher_is_better, method_label
 from reporting.study import TITLES, Number, study_numbers
@@ -141,6 +146,54 @@ def _kept(rows: Sequence[Row]) -> str:
     return f"{statistics.fmean(kept):.3f} / {min(kept):.2f}{lost}"
 
 
+def draw_members(found: Collected, tasks: Iterable[str], rank: int) -> bytes | None:
+    """An SVG of each member's retention, by merge and readout, in pairs and in the one set of all tasks.
+
+    Drawn are the merges that were measured on all pairs, and on the large set those of one backbone pass.
+
+    Returns:
+        None where there is no such row.
+    """
+    known = set(tasks)
+    rows = [row for row in _rows(found, known) if row["rank"] == rank and row["retention"] is not None]
+    panels = {"pairs": [row for row in rows if row["tasks"] == 2]}
+    panels["all in one"] = [row for row in rows if row["tasks"] == len(known) and (row.get("passes") or 1) == 1]
+    labels = {name: _whole(some, len(known)) for name, some in panels.items()}
+    if not any(labels.values()):
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 1.6 + 0.19 * sum(map(len, labels.values()))), layout="constrained")
+        heights = [len(some) or 1 for some in labels.values()]
+        for axis, (name, some) in zip(
+            figure.subplots(2, 1, sharex=True, height_ratios=heights), panels.items(), strict=True
+        ):
+            for place, label in enumerate(reversed(labels[name])):
+                own = [row for row in some if method_label(row) == label]
+                lost = [row.get("retention_high") is not None and row["retention_high"] < 1 for row in own]
+                for shown, color in ((False, COLORS[0]), (True, COLORS[1])):
+                    kept = [row["retention"] for row, is_lost in zip(own, lost, strict=True) if is_lost == shown]
+                    axis.plot(kept, [place] * len(kept), "|", color=color, ms=8, alpha=0.8)
+                axis.plot([statistics.fmean(row["retention"] for row in own)], [place], "o", color="#333333", ms=3)
+            axis.set_yticks(range(len(labels[name])), list(reversed(labels[name])))
+            axis.axvline(1, color="#999999", linewidth=0.8)
+            axis.set_title(f"{name}, rank {rank}", loc="left")
+        axis.set_xlabel("retention of each member (dot: mean; second colour: a loss that the test set can show)")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _whole(rows: Sequence[Row], tasks: int) -> list[str]:
+    """Labels of what was measured on all sets of its size, the best mean first."""
+    means = {}
+    for label in {method_label(row) for row in rows}:
+        own = [row for row in rows if method_label(row) == label]
+        sets = {row["set"] for row in own}
+        if len(sets) == math.comb(tasks, own[0]["tasks"]):
+            means[label] = statistics.fmean(row["retention"] for row in own)
+    return sorted(means, key=lambda label: (-means[label], label))
+
+
 def _rows(found: Collected, tasks: Iterable[str]) -> list[Row]:
     """Merges of these tasks alone, of adapters that started alike."""
     known = set(tasks)
@@ -232,6 +285,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("results", type=Path, help="folder of the CSV files")
     parser.add_argument("--tasks", type=Path, default=TASKS, help="YAML: the study's task to ours")
+    parser.add_argument("--draw", type=Path, help="an SVG of every member's retention")
+    parser.add_argument("--rank", type=int, default=16, help="that is drawn")
     options = parser.parse_args()
     stands_for = yaml.safe_load(options.tasks.read_text(encoding="utf-8"))
     found = collect([options.results])
@@ -240,6 +295,9 @@ def main() -> None:
     atomic_write(options.results / "study_tables.md", study_markdown(found, stands_for))
     atomic_write(options.results / "methods.md", methods_markdown(found, stands_for.values()))
     atomic_write(options.results / "realigned.md", realigned_markdown(found, stands_for))
+    drawn = draw_members(found, stands_for.values(), options.rank) if options.draw else None
+    if drawn is not None:
+        atomic_write(options.draw, drawn)
 
 
 if __name__ == "__main__":

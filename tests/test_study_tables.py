@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.collect_rows import earlier_rows
-from benchmarks.study_tables import TASKS, methods_markdown, realigned_markdown, study_markdown
+from benchmarks.study_tables import TASKS, draw_members, methods_markdown, realigned_markdown, study_markdown
 from reporting.load import collect
 from reporting.rows import Collected, merge_row, train_rows
 from tests.report_rows import write_csv
@@ -140,3 +140,17 @@ def test_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| cat | 0 | 1 | 0.500 (1) | 0.500 (1) |" in (tmp_path / "methods.md").read_text()
     assert collect([tmp_path]).left_out == []
     assert TASKS.is_file()
+
+
+def test_every_member_is_drawn_once_the_same_bytes_each_time() -> None:
+    tasks = ["land", "stars", "dots"]
+    pairs = [("land", "stars"), ("dots", "stars"), ("dots", "land")]
+    rows = [row(task, "+".join(pair), 0.7, retention_high=0.9) for pair in pairs for task in pair]
+    rows += [row(task, "+".join(tasks), 0.76, method="gram", retention_high=1.1) for task in tasks]
+    rows += [row("stars", "land+stars", 0.8, method="tsv")]  # not all pairs
+    svg = draw_members(found(*rows), tasks, 16)
+    assert svg is not None
+    text = svg.decode()
+    assert [label in text for label in (">cat<", ">gram<", ">tsv<")] == [True, True, False]
+    assert svg == draw_members(found(*rows), tasks, 16)
+    assert draw_members(found(*rows), tasks, 64) is None
