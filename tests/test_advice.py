@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_modules.tasks import Task
-from merging.advisor import Disturbance, recommended
+from merging.advisor import Disturbance, recommended, show
 from merging.paired import retention
 from merging.predict import output_drift, predict_retention, temperature, tolerance
 
@@ -163,6 +163,22 @@ def test_reasons_name_what_is_the_matter() -> None:
     assert "hardly acts" in Disturbance("galaxy", 0.1, 0.5).reason
     assert "gram helps" in Disturbance("galaxy", 2, 0.05).reason
     assert "realign or distil" in Disturbance("landmarks", 2, 0.3).reason
+
+
+@pytest.mark.parametrize(("kept", "told"), [(0.979, True), (0.981, False)])
+def test_distillation_is_named_where_closed_forms_lose(
+    kept: float, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"set": "a+b", "task": task, "method": method, "realign": "deep", "passes": 1.0, "predicted": value,
+         "low": 0.9, "high": 1.0, "reason": "quiet"}
+        for method, values in (("cat", (0.6, 0.99)), ("gram", (0.99, kept)))
+        for task, value in zip("ab", values, strict=True)
+    ]  # fmt: skip
+    show(rows, recommended(rows))
+    out = capsys.readouterr().out
+    assert "take merge=gram realign=deep" in out
+    assert ("merge=distill realign=deep takes minutes" in out) == told
 
 
 def test_a_change_of_the_tolerance_is_as_large_as_the_models_own_error() -> None:
