@@ -145,8 +145,8 @@ def show(rows: Sequence[Mapping[str, Any]], best: tuple[str, str]) -> None:
     ]
     if min(row["predicted"] for row in rows if _is(row, best)) < KEPT:
         lines.append(
-            f"  None of these is predicted to keep {KEPT} of every member. merge=distill realign=deep takes minutes and "
-            "no label, and keeps more."
+            f"  None of these is predicted to keep {KEPT} of every member. "
+            "merge=distill realign=deep takes minutes and no label, and keeps more."
         )
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
