@@ -201,7 +201,7 @@ class _Block:
         total.diagonal().add_(self.ridge * total.trace() / len(total))
         change = torch.cholesky_solve(cross.t(), torch.linalg.cholesky(total)).t().float()
         for module, own in rows.items():
-            self.found[module] = _factors(change[own])
+            self.found[module] = _factors(change[own].cpu())
         self.bench.weights.fold(self.found)
 
     def _some(self, tokens: Tensor, place: int) -> Tensor:
@@ -234,5 +234,5 @@ def _factors(change: Tensor) -> tuple[Tensor, Tensor]:
     """A dense change as (B, A), the identity on its shorter side."""
     out, wide = change.shape
     if out < wide:
-        return torch.eye(out, device=change.device), change
-    return change, torch.eye(wide, device=change.device)
+        return torch.eye(out), change
+    return change, torch.eye(wide)
