@@ -69,7 +69,7 @@ def distill(
         start: "gram": its factors are what is trained, and the result keeps their rank. "regress": factors of the same
             rank start at zero on top of its dense change.
         cat_share: of the ``gram``.
-        rank: of the trained factors; None is the sum of the adapters' ranks, else ``svd`` cuts the ``gram``.
+        rank: of the trained factors, to which ``svd`` cuts the ``gram``; None: see ``trained_rank``.
         widen: projections (any of q, k, v, proj, mlp) that get factors of rank ``widen_rank`` where the adapters have
             none; they start at zero and are trained with the others, which gives tasks room to keep apart.
         images: training images per task, at most.
@@ -89,8 +89,9 @@ def distill(
         require(target in TARGET_MODULES, "widen", list(widen), f"a list of {', '.join(TARGET_MODULES)}")
     require(widen_rank >= 1, "widen_rank", widen_rank, "a whole number from 1")
     merged = gram(deltas, weights, grams=grams, normalise="trace", ridge=1e-3, cat_share=cat_share)
-    if rank is not None:
-        merged = svd({"merged": merged}, None, rank=rank)
+    cut = trained_rank(merged, rank)
+    if cut is not None:
+        merged = svd({"merged": merged}, None, rank=cut)
     more = {module: widen_rank for module in adaptable(bench.depth, sorted(set(widen))) if module not in merged}
     base: Delta = {}
     if start == "regress":
@@ -152,6 +153,18 @@ def distill(
     if state_file is not None:
         state_file.unlink(missing_ok=True)
     return _sum(base, _as_delta(best[1]))
+
+
+def trained_rank(merged: Delta, rank: int | None) -> int | None:
+    """The rank to cut a merge to before it is trained; None where it stays as it is.
+
+    Unless a rank is given it is that of the merge, the sum of the adapters', up to half of the narrowest width: there
+    two factors hold as many numbers as the matrix.
+    """
+    if rank is not None:
+        return rank
+    half = min(min(b.shape[0], a.shape[1]) for b, a in merged.values()) // 2
+    return half if max(a.shape[0] for _, a in merged.values()) > half else None
 
 
 class _Pool:

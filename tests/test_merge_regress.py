@@ -11,6 +11,7 @@ from torch import Tensor
 
 from launch.errors import CommandError
 from merging.delta import Delta
+from merging.distill import trained_rank
 from merging.linear import cat
 from merging.regress import regress
 from merging.workbench import Workbench
@@ -126,3 +127,9 @@ def test_impossible_arguments_are_refused(key: str, value: Any) -> None:
     place = bench()
     with pytest.raises(CommandError, match=f"merge.{key}="):
         regress(deltas(place), bench=place, **GIVEN | {key: value})
+
+
+@pytest.mark.parametrize(("own", "given", "cut"), [(16, None, None), (17, None, 16), (40, None, 16), (8, 4, 4)])
+def test_distillation_cuts_what_is_no_low_rank(own: int, given: int | None, cut: int | None) -> None:
+    merged = {"k": (torch.zeros(32, own), torch.zeros(own, 32)), "fc1": (torch.zeros(128, own), torch.zeros(own, 32))}
+    assert trained_rank(merged, given) == cut
