@@ -29,7 +29,7 @@ from reporting.tables import NONE, PERCENT, Cell, Table, format_score, to_markdo
 TASKS = Path(__file__).with_name("stand_ins") / "study.yaml"
 METHODS = {STUDY_METHOD: "concatenation", "peft_linear": "linear"}  # ours -> the study's name
 SIZES = {2: "Pairs", 3: "Triples"}
-REALIGNS = {"none": "raw", "linear": "linear", "deep": "deep"}
+REALIGNS = ("none", "linear", "deep")  # the columns raw, linear and deep
 SHARED = "shared"  # the adapters started from the same A, as the study's did
 
 
