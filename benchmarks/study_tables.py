@@ -2,8 +2,9 @@
 
 Reads the folder's result rows (``merges.csv``, ``table1.csv``) and writes ``study_tables.md``, ``methods.md`` and the
 table of merges and readouts, ``realigned.md``, there. ``--tasks FILE`` says which of our tasks stands in for which of
-the study's. Ours are measured on other data, so what compares is the share that is left of each adapter's own score
-("of alone"), not the score.
+the study's; ``--page docs/merging.md`` puts the lines of some merges (``--methods``) into that page, too. Ours are
+measured on other data, so what compares is the share that is left of each adapter's own score ("of alone"), not the
+score.
 """
 
 import argparse
@@ -30,6 +31,8 @@ TASKS = Path(__file__).with_name("stand_ins") / "study.yaml"
 METHODS = {STUDY_METHOD: "concatenation", "peft_linear": "linear"}  # ours -> the study's name
 SIZES = {2: "Pairs", 3: "Triples"}
 REALIGNS = ("none", "linear", "deep")  # the columns raw, linear and deep
+HEAD = "| set | rank | merge | seeds | images | raw | linear | deep |"
+SHOWN = ("distill", "regress", "gram", "cat", "knots_ties", "tsv", "frozen")  # on the page for users
 SHARED = "shared"  # the adapters started from the same A, as the study's did
 
 
@@ -100,7 +103,7 @@ def realigned_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
         "all six in one": (6, set()), "one task": (1, set()),
     }  # fmt: skip
     for backbone in sorted({row["backbone"] for row in rows}):
-        lines = ["| set | rank | merge | seeds | images | raw | linear | deep |", "|---|---|---|---|---|---|---|---|"]
+        lines = [HEAD, "|---|---|---|---|---|---|---|---|"]
         for kind, (size, including) in kinds.items():
             there = sum(including <= set(names) for names in itertools.combinations(sorted(tasks), size)) * size
             own = [
@@ -112,6 +115,19 @@ def realigned_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
                 lines += _realigned_lines(f"| {kind} | {rank}", [row for row in own if row["rank"] == rank], there)
         told += [f"## `{backbone}`", "\n".join(lines)]
     return "\n\n".join(told) + "\n"
+
+
+def with_lines(page: str, table: str, methods: Iterable[str]) -> str:
+    """A page with its table of merges made anew of the lines of ``table`` that tell of these methods.
+
+    Args:
+        page: Markdown that holds a table headed as ``realigned_markdown``'s of one backbone.
+    """
+    lines = table[table.index(HEAD) :].splitlines()
+    kept = lines[:2] + [line for line in lines[2:] if any(f" `{name}`" in line for name in methods)]
+    before, _, rest = page.partition(HEAD)
+    _, blank, after = rest.partition("\n\n")
+    return before + "\n".join(kept) + blank + after
 
 
 def _realigned_lines(start: str, rows: Sequence[Row], there: int) -> list[str]:
@@ -169,15 +185,15 @@ def draw_members(found: Collected, tasks: Iterable[str], rank: int) -> bytes | N
         ):
             for place, label in enumerate(reversed(labels[name])):
                 own = [row for row in some if method_label(row) == label]
-                lost = [row.get("retention_high") is not None and row["retention_high"] < 1 for row in own]
-                for shown, color in ((False, COLORS[0]), (True, COLORS[1])):
-                    kept = [row["retention"] for row, is_lost in zip(own, lost, strict=True) if is_lost == shown]
+                lost = [None if (high := row.get("retention_high")) is None else high < 1 for row in own]
+                for shown, color in ((None, "#bbbbbb"), (False, COLORS[0]), (True, COLORS[1])):
+                    kept = [row["retention"] for row, is_lost in zip(own, lost, strict=True) if is_lost is shown]
                     axis.plot(kept, [place] * len(kept), "|", color=color, ms=8, alpha=0.8)
                 axis.plot([statistics.fmean(row["retention"] for row in own)], [place], "o", color="#333333", ms=3)
             axis.set_yticks(range(len(labels[name])), list(reversed(labels[name])))
             axis.axvline(1, color="#999999", linewidth=0.8)
             axis.set_title(f"{name}, rank {rank}", loc="left")
-        axis.set_xlabel("retention of each member (dot: mean; second colour: a loss that the test set can show)")
+        axis.set_xlabel("retention of each member (dot: mean; orange: a loss that a test set can show; grey: unknown)")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
@@ -285,6 +301,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("results", type=Path, help="folder of the CSV files")
     parser.add_argument("--tasks", type=Path, default=TASKS, help="YAML: the study's task to ours")
+    parser.add_argument("--page", type=Path, help="a Markdown page whose table of merges is made anew")
+    parser.add_argument("--methods", default=",".join(SHOWN), help="the merges on that page, with commas")
     parser.add_argument("--draw", type=Path, help="an SVG of every member's retention")
     parser.add_argument("--rank", type=int, default=16, help="that is drawn")
     options = parser.parse_args()
@@ -294,7 +312,11 @@ def main() -> None:
         print(f"left out: {path}: {reason}")
     atomic_write(options.results / "study_tables.md", study_markdown(found, stands_for))
     atomic_write(options.results / "methods.md", methods_markdown(found, stands_for.values()))
-    atomic_write(options.results / "realigned.md", realigned_markdown(found, stands_for))
+    realigned = realigned_markdown(found, stands_for)
+    atomic_write(options.results / "realigned.md", realigned)
+    if options.page:
+        page = options.page.read_text(encoding="utf-8")
+        atomic_write(options.page, with_lines(page, realigned, options.methods.split(",")))
     drawn = draw_members(found, stands_for.values(), options.rank) if options.draw else None
     if drawn is not None:
         atomic_write(options.draw, drawn)

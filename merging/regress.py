@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from launch.progress import track
 from lightning_modules.backbone import PARTS
 from lightning_modules.lora import TARGET_MODULES
-from merging.delta import Delta, Weights, module_weight, require, stack
+from merging.delta import Delta, Weights, collect, require, weighted
 from merging.predict import tolerance
 from merging.sequential import CHUNK, embed
 from merging.workbench import Workbench, outputs
@@ -59,15 +59,11 @@ def regress(
         bool(targets) and set(targets) <= set(TARGET_MODULES), "targets", list(targets),
         f"a list of {', '.join(TARGET_MODULES)}",
     )  # fmt: skip
-    stack(deltas, weights)  # checks them
+    groups = weighted(deltas, weights)
     tasks = sorted(deltas)
-    own = {
-        task: {module: (b, a * module_weight(weights[task], module)) for module, (b, a) in deltas[task].items()}
-        if weights
-        else deltas[task]
-        for task in tasks
-    }
+    own = {task: collect(groups, [(one.b[i], one.a[i]) for one in groups]) for i, task in enumerate(tasks)}
     says = {task: _say(bench, task, images) if by_error else 1.0 for task in tasks}
+    settings = _Settings(says, frozenset(targets), ridge, class_weight, stride)
     found: Delta = {}
     try:
         bench.weights.restore()
@@ -75,7 +71,7 @@ def regress(
         single = dict(merged)
         blocks = list(cast(nn.Sequential, bench.backbone.blocks))
         for index, block in enumerate(track(blocks, "Refitting blocks", len(blocks))):
-            fit = _Block(bench, block, f"blocks.{index}", says, targets, ridge, class_weight, stride)
+            fit = _Block(bench, block, f"blocks.{index}", settings)
             wanted = {}
             for task in tasks:
                 bench.weights.fold({m: pair for m, pair in own[task].items() if m.startswith(f"{fit.path}.")})
@@ -97,6 +93,17 @@ def _say(bench: Workbench, task: str, images: int) -> float:
 
 
 @dataclass(frozen=True)
+class _Settings:
+    """What ``regress`` takes, with each task's share of the say."""
+
+    says: Mapping[str, float]
+    targets: frozenset[str]
+    ridge: float
+    class_weight: float
+    stride: int
+
+
+@dataclass(frozen=True)
 class _Wanted:
     """What a block does to one task's tokens (n, N, d) in its single-adapter model; the streams in float32."""
 
@@ -107,19 +114,8 @@ class _Wanted:
 
 
 class _Block:
-    def __init__(
-        self,
-        bench: Workbench,
-        block: nn.Module,
-        path: str,
-        says: Mapping[str, float],
-        targets: Sequence[str],
-        ridge: float,
-        class_weight: float,
-        stride: int,
-    ) -> None:
-        self.bench, self.block, self.path, self.says = bench, cast(Any, block), path, says
-        self.targets, self.ridge, self.class_weight, self.stride = set(targets), ridge, class_weight, stride
+    def __init__(self, bench: Workbench, block: nn.Module, path: str, settings: _Settings) -> None:
+        self.bench, self.block, self.path, self.settings = bench, cast(Any, block), path, settings
         self.prefix = int(bench.backbone.num_prefix_tokens)
         self.found: Delta = {}
 
@@ -190,15 +186,15 @@ class _Block:
             for place, (x, y) in enumerate(chunks):
                 x, y = (self._some(tokens, place).float() for tokens in (x, y))
                 weight = x.new_ones(x.shape[1])
-                weight[: self.prefix] = self.class_weight
+                weight[: self.prefix] = self.settings.class_weight
                 heavy = (x * weight[:, None]).flatten(0, 1)
                 left = (y - bias - nn.functional.linear(x, base)).flatten(0, 1)
                 squares += heavy.t() @ x.flatten(0, 1)
                 products += left.t() @ heavy
-            share = self.says[task] / squares.trace().clamp(min=1e-12)
+            share = self.settings.says[task] / squares.trace().clamp(min=1e-12)
             total += share * squares
             cross += share * products
-        total.diagonal().add_(self.ridge * total.trace() / len(total))
+        total.diagonal().add_(self.settings.ridge * total.trace() / len(total))
         change = torch.cholesky_solve(cross.t(), torch.linalg.cholesky(total)).t().float()
         for module, own in rows.items():
             self.found[module] = _factors(change[own].cpu())
@@ -206,21 +202,21 @@ class _Block:
 
     def _some(self, tokens: Tensor, place: int) -> Tensor:
         """Class tokens and every ``stride``-th patch token, others in each chunk."""
-        if self.stride == 1:
+        if self.settings.stride == 1:
             return tokens
-        patches = tokens[:, self.prefix + place % self.stride :: self.stride]
+        patches = tokens[:, self.prefix + place % self.settings.stride :: self.settings.stride]
         return torch.cat([tokens[:, : self.prefix], patches], 1)
 
     def _rows(self, name: str) -> dict[str, slice]:
         """Rows of a fused Linear that may change, by module path of the split model."""
         if name != "attn.qkv":
             kind = "proj" if name == "attn.proj" else "mlp"
-            return {f"{self.path}.{name}": slice(None)} if kind in self.targets else {}
+            return {f"{self.path}.{name}": slice(None)} if kind in self.settings.targets else {}
         width = self.block.get_submodule(name).out_features // len(PARTS)
         return {
             f"{self.path}.{name}.{part}": slice(place * width, (place + 1) * width)
             for place, part in enumerate(PARTS)
-            if part in self.targets
+            if part in self.settings.targets
         }
 
 

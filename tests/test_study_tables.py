@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from benchmarks.collect_rows import earlier_rows
-from benchmarks.study_tables import TASKS, draw_members, methods_markdown, realigned_markdown, study_markdown
+from benchmarks.study_tables import (
+    HEAD,
+    TASKS,
+    draw_members,
+    methods_markdown,
+    realigned_markdown,
+    study_markdown,
+    with_lines,
+)
 from reporting.load import collect
 from reporting.rows import Collected, merge_row, train_rows
 from tests.report_rows import write_csv
@@ -118,6 +126,18 @@ def test_realigned_merges_stand_beside_raw_ones_with_the_losses_that_a_test_set_
     assert other[2:] == ["`tsv` (1 of 30)", "0", "-", "0.750 / 0.75", "-", "-"]
     assert lines(text, "triples with land + stars")[0][2:] == ["`cat` (1 of 12)", "0", "-", "1.000 / 1.00", "-", "-"]
     assert lines(text, "all six in one")[0][2:] == ["`cat`", "0", "-", "0.500 / 0.50", "-", "-"]
+
+
+def test_a_page_shows_the_lines_of_some_merges_and_keeps_its_words() -> None:
+    rows = [row("stars", "land+stars", 0.8, method=method) for method in ("cat", "gram", "gram_seq")]
+    table = realigned_markdown(found(*rows), STANDS)
+    page = f"# Page\n\nBefore.\n\n{HEAD}\n|---|\n| an old line |\n\nAfter.\n\n| other | table |\n"
+    made = with_lines(page, table, ["gram", "tsv"])
+    assert made.startswith("# Page\n\nBefore.\n\n")
+    assert made.endswith("\n\nAfter.\n\n| other | table |\n")
+    assert [line[2] for line in lines(made, "pairs")] == ["`gram` (1 of 30)"]
+    assert "old line" not in made
+    assert with_lines(made, table, ["gram", "tsv"]) == made
 
 
 def test_earlier_rows_stay_until_they_are_made_anew(tmp_path: Path) -> None:
