@@ -27,7 +27,8 @@ demo: $(READY)  ## draw three datasets, train, ask for advice, merge, report, pr
 	$(BIN)/python train.py -m experiment=demo
 	$(BIN)/python merge.py advise=true experiment=demo_pairs
 	$(BIN)/python merge.py -m experiment=demo_pairs
-	$(BIN)/python merge.py experiment=demo_pairs sweep=none 'tasks=[age_class,galaxy,landmarks]' merge=cat realign=deep name=demo
+	$(BIN)/python merge.py experiment=demo_pairs sweep=none 'tasks=[age_class,galaxy,landmarks]' \
+		merge=ladder 'merge.rungs=[cat,gram,regress]' realign=deep name=demo
 	$(BIN)/python report.py
 	$(BIN)/python predict.py model=outputs/models/demo images=data/sample/wflw/WFLW_images/0--Parade faces=detect \
 		'tasks=[age_class,landmarks]' pictures=outputs/predictions/demo

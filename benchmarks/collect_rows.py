@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.files import atomic_write
-from merging.evaluate import COLUMNS, PAIRED, PREDICTED
+from merging.evaluate import COLUMNS, FURTHER, PREDICTED
 from merging.paired import retention
 from reporting import rows as reporting_rows
 
@@ -120,7 +120,7 @@ def main() -> None:
     merged = [row for outputs in options.outputs for row in (*merge_rows(outputs), *joint_rows(outputs, trained))]
     table = options.results / "merges.csv"
     merged += earlier_rows(table, _KEYS, merged)
-    write(table, (*COLUMNS, *PAIRED, *PREDICTED, "init_seed"), sorted(merged, key=_place))
+    write(table, (*COLUMNS, *FURTHER, *PREDICTED, "init_seed"), sorted(merged, key=_place))
 
 
 if __name__ == "__main__":

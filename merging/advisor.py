@@ -146,7 +146,7 @@ def show(rows: Sequence[Mapping[str, Any]], best: tuple[str, str]) -> None:
     if min(row["predicted"] for row in rows if _is(row, best)) < KEPT:
         lines.append(
             f"  None of these is predicted to keep {KEPT} of every member. "
-            "merge=distill realign=deep takes minutes and no label, and keeps more."
+            "merge=distill realign=deep takes minutes and no label, and keeps more; merge=ladder sees by itself."
         )
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 

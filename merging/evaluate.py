@@ -22,7 +22,8 @@ COLUMNS = (
     "retention", "images", "seconds",
 )  # fmt: skip
 
-PAIRED = ("retention_low", "retention_high", "passes")  # what the test set can tell apart; passes of the backbone
+# the interval that the test set leaves; passes of the backbone; what a merge that tries others took
+FURTHER = ("retention_low", "retention_high", "passes", "choice")
 PREDICTED = ("predicted", "low", "high", "drift")
 
 
@@ -37,6 +38,7 @@ class Merged:
         images: unlabeled images per task that it needed.
         ways: by task, what it has in place of ``delta`` where the merge branches.
         passes: of the backbone that all tasks together cost.
+        choice: the merge that was taken by one that tries others.
     """
 
     delta: Delta | None
@@ -46,6 +48,7 @@ class Merged:
     images: int
     ways: Mapping[str, Delta] = field(default_factory=dict)
     passes: float = 1.0
+    choice: str | None = None
 
     def delta_of(self, task: str) -> Delta | None:
         """What is folded into the backbone for this task's answer."""
@@ -62,7 +65,9 @@ def merge_set(
 ) -> list[Merged]:
     """Merges one set and fits each kind of readout; deep and linear ones come from one pass over the images."""
     begun = time.perf_counter()
+    bench.choice = None
     delta = merge(tasks)
+    choice = bench.choice
     ways: dict[str, Delta] = {}
     passes = 1.0
     if branching is not None:
@@ -87,9 +92,9 @@ def merge_set(
     for realign in realigns:
         if realign == "none":
             own_heads = {task: bench.members[task].head for task in tasks}
-            found[realign] = Merged(delta, own_heads, realign, merging, 0, ways, passes)
+            found[realign] = Merged(delta, own_heads, realign, merging, 0, ways, passes, choice)
         else:
-            found[realign] = Merged(delta, heads[realign], realign, spent[realign], images, ways, passes)
+            found[realign] = Merged(delta, heads[realign], realign, spent[realign], images, ways, passes, choice)
     return [found[realign] for realign in realigns]
 
 
@@ -169,6 +174,7 @@ def score_set(
                     "retention_high": high,
                     "images": merged.images,
                     "passes": merged.passes,
+                    "choice": merged.choice,
                     "seconds": round(merged.seconds, 3),
                     "scores": scores,
                 }

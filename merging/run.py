@@ -30,7 +30,7 @@ from lightning_modules.module import AUTOCAST
 from lightning_modules.tracking import log_summary, log_table, open_loggers
 from merging.branch import Branching
 from merging.bundle import save_merged
-from merging.evaluate import COLUMNS, PAIRED, PREDICTED, Merged, merge_set, predict_set, score_set
+from merging.evaluate import COLUMNS, FURTHER, PREDICTED, Merged, merge_set, predict_set, score_set
 from merging.examples import save_merged_examples
 from merging.members import Member, bundle_path, read_member, require_bundles
 from merging.methods import merge_function
@@ -80,7 +80,7 @@ def merge(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[st
     )  # fmt: skip
     with loggers as opened:
         result = merge_all(config, run, bundles)
-        rows = [{key: row[key] for key in (*COLUMNS, *PAIRED, *PREDICTED)} for row in result["rows"]]
+        rows = [{key: row[key] for key in (*COLUMNS, *FURTHER, *PREDICTED)} for row in result["rows"]]
         log_table(opened, "rows", rows)
         shown = run.path / EXAMPLES / "examples.json"
         if shown.is_file():
@@ -146,7 +146,7 @@ def summarise(sets: Sequence[Sequence[str]], folder: Path, config: MergeConfig, 
         "split": config.split,
         "backbone": opened.backbone,
         "adapters": {name: _origin(member) for name, member in opened.bench.members.items()},
-        "rows": [{key: row[key] for key in (*COLUMNS, *PAIRED, *PREDICTED, "init_seed", "scores")} for row in rows],
+        "rows": [{key: row[key] for key in (*COLUMNS, *FURTHER, *PREDICTED, "init_seed", "scores")} for row in rows],
         "models": models,
     }
 
@@ -302,6 +302,7 @@ def _save(
         own = [row for row in rows if row["realign"] == merged.realign]
         recipe = {
             "method": config.method_name, "merge": config.merge, "realign": merged.realign, "images": config.images,
+            "choice": merged.choice,
         }  # fmt: skip
         members = {task: opened.bench.members[task] for task in tasks}
         save_merged(path, opened.frozen(), members, merged, recipe, opened.backbone, own)

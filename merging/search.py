@@ -80,6 +80,7 @@ def search(
         if other is None:
             raise CommandError(f"merge.methods={list(methods)}: {name} merges nothing.")
         consider(other, name)
+    bench.choice = best[2]
     log.info("Chosen for %s: %s", "+".join(sorted(deltas)), best[2])
     return best[1]
 

@@ -23,6 +23,7 @@ MERGE_FURTHER = (
     "low",
     "high",
     "passes",
+    "choice",
 )  # only some merges know them
 TRAIN_COLUMNS = ("data", "backbone", "task", "rank", "seed", "metric", "score", "primary", "epochs", "seconds")
 TRAIN_DEMANDED = ("data", "backbone", "task", "rank", "seed", "metric", "score")

@@ -13,15 +13,18 @@ import torch
 from peft import PeftModel
 from PIL import Image
 
-from datamodules.datamodule import normalize
+from datamodules.datamodule import ImageDataModule, normalize
 from launch.errors import AdapterError, CommandError, DataError
+from launch.runs import describe_run
 from lightning_modules.backbone import create_backbone, split_qkv
+from merging.advisor import advise
 from merging.bundle import read_parts
 from merging.evaluate import COLUMNS
 from merging.linear import cat
 from merging.members import read_member
-from merging.methods import require_delta
+from merging.methods import merge_function, require_delta
 from merging.model import load
+from merging.run import find_bundles, open_bench
 from reporting.examples import read_examples
 from tests.conftest import SIZE, TINY
 from tests.merge_cases import SHIPPED
@@ -37,6 +40,7 @@ SMALL = {  # so that methods which take minutes take a moment
     "distill": ["merge.steps=2", "merge.batch=4", "merge.images=100"],
     "gram_seq": ["merge.images=8"],
     "regress": ["merge.images=16"],
+    "ladder": ["merge.rungs=[tsv,{svd:{rank:2}}]", "merge.after=none"],
     "search": ["merge.images=20", "merge.cat_shares=[0.0,1.0]", "merge.methods=[tsv]"],
 }
 
@@ -133,6 +137,41 @@ def test_bf16_scores_are_near_float32(outputs: Path) -> None:
         assert two["score"] == pytest.approx(one["score"], rel=0.1)
 
 
+def test_the_ladder_ends_at_the_first_rung_that_holds(outputs: Path) -> None:
+    given = ["merge=ladder", "merge.rungs=[average,tsv]", "merge.after=none", "tasks=[dots,level]", "name=climbed"]
+    result, _ = merge_here(command(outputs, *given, "merge.keep=0"))
+    assert {row["choice"] for row in result["rows"]} == {"average"}
+    card, *_ = read_parts(outputs / "models" / "climbed")
+    assert card["recipe"]["choice"] == "average"
+
+
+def test_a_ladder_without_a_rung_that_holds_ends_where_advice_points(outputs: Path, no_test_picture: None) -> None:
+    given = ["merge=ladder", "merge.rungs=[average,tsv]", "merge.after=none", "merge.keep=99", "merge.images=24"]
+    config = merge_config(command(outputs, *given, "tasks=[dots,level]"))
+    bench = open_bench(config, find_bundles(config, outputs)).bench
+    merge_function(config.merge)(bench, ["dots", "level"])
+    choice = bench.choice
+    predicted = advise_here(command(outputs, "tasks=[dots,level]", "advise=true", "candidates=[average,tsv]"))["rows"]
+    assert {row["method"] for row in predicted if row["recommended"]} == {choice}
+
+
+@pytest.mark.parametrize(
+    ("rungs", "message"),
+    [
+        ("[]", "different merges"),
+        ("[cat,cat]", "different merges"),
+        ("[ladder]", "other than ladder"),
+        ("[frozen]", "frozen merges nothing"),
+        ("[caat]", "no merge caat. Did you mean 'cat'"),
+        ("[{cat:{rank:2}}]", "cat takes no rank"),
+        ("[{cat:2}]", "is no rung"),
+    ],
+)
+def test_a_ladder_that_leads_nowhere_is_refused(outputs: Path, rungs: str, message: str) -> None:
+    with pytest.raises(CommandError, match=message):
+        merge_here(command(outputs, "merge=ladder", f"merge.rungs={rungs}", "tasks=[dots,level]", "save=false"))
+
+
 def test_search_takes_the_candidate_with_the_nearest_answers(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
     given = command(outputs, "merge=search", "tasks=[dots,level]", "merge.images=30", "save=false")
     with caplog.at_level("INFO"):
@@ -219,11 +258,9 @@ def test_sets_are_sorted_and_each_is_taken_once() -> None:
     assert len(merge_config(["sweep=all"]).chosen_sets()) == 57
 
 
-def test_advice_reads_no_test_picture_and_names_a_merge(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datamodules.datamodule import ImageDataModule
-    from merging.advisor import advise
-    from merging.run import find_bundles
-
+@pytest.fixture
+def no_test_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads a picture of the test set fails."""
     plain = ImageDataModule.plain_dataloader
 
     def watched(self: ImageDataModule, split: str, count: int | None = None) -> Any:
@@ -231,11 +268,16 @@ def test_advice_reads_no_test_picture_and_names_a_merge(outputs: Path, monkeypat
         return plain(self, split, count)
 
     monkeypatch.setattr(ImageDataModule, "plain_dataloader", watched)
-    config = merge_config(command(outputs, "advise=true", "tasks=[leaves,level]", "realign=[none,deep]", "seed=0"))
-    from launch.runs import describe_run
 
+
+def advise_here(arguments: list[str]) -> dict[str, Any]:
+    config = merge_config(arguments)
     run = describe_run("merge", config.title, config.model_dump(mode="json", by_alias=True))
-    result = advise(config, run, find_bundles(config, outputs))
+    return advise(config, run, find_bundles(config, Path(config.paths.outputs)))
+
+
+def test_advice_reads_no_test_picture_and_names_a_merge(outputs: Path, no_test_picture: None) -> None:
+    result = advise_here(command(outputs, "advise=true", "tasks=[leaves,level]", "realign=[none,deep]", "seed=0"))
     assert len(result["rows"]) == 3 * 2 * 2
     chosen = {(row["method"], row["realign"]) for row in result["rows"] if row["recommended"]}
     assert len(chosen) == 1

@@ -1,0 +1,81 @@
+"""A merge as cheap as its members allow: rung after rung, until validation images say that every member holds."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from launch.errors import CommandError
+from merging.delta import Delta, Weights, require
+from merging.evaluate import Realign, merge_set, predict_set
+from merging.methods import merge_members, shipped
+from merging.workbench import Workbench
+
+log = logging.getLogger(__name__)
+
+
+def ladder(
+    deltas: Mapping[str, Delta],
+    weights: Weights | None = None,
+    *,
+    bench: Workbench,
+    rungs: Sequence[str | Mapping[str, Mapping[str, Any]]],
+    keep: float,
+    after: Realign,
+    images: int,
+    validation: int,
+) -> Delta:
+    """The first of ``rungs`` whose every member is predicted to keep ``keep``; else the one whose worst is best.
+
+    Retention is predicted from validation images (``predict.predict_retention``), as ``advise=true`` does; no test
+    image is read. ``bench.choice`` is the rung that was taken.
+
+    Args:
+        rungs: merges as their yaml ships them, cheapest first; or ``{merge: {argument: value}}`` of one.
+        keep: predicted retention that is enough.
+        after: what the heads will be realigned by; choose the same as ``realign``.
+        images: unlabeled training images per task that readouts are fitted on, at most.
+        validation: images per task, at most.
+
+    Raises:
+        CommandError: no rung, an unknown one or one that merges nothing, or ``after`` is none of the three.
+    """
+    settings = dict(_settings(rung) for rung in rungs)
+    require(bool(settings) and len(settings) == len(rungs), "rungs", list(rungs), "different merges, cheapest first")
+    require("ladder" not in settings, "rungs", list(rungs), "merges other than ladder")
+    require(after in ("none", "linear", "deep"), "after", after, "none, linear or deep")
+    tasks = sorted(deltas)
+    members = {task: bench.members[task] for task in tasks}
+    best: tuple[float, Delta, str] | None = None
+    for name, own in settings.items():
+        merged = merge_members(own | {"weights": weights}, members, bench)
+        if merged is None:
+            raise CommandError(f"merge.rungs={list(rungs)}: {name} merges nothing.")
+        rows = predict_set(bench, merge_set(bench, tasks, lambda _, made=merged: made, [after], images), validation)
+        worst = min(rows, key=lambda row: float(row["predicted"]))
+        log.info("%s: %s is predicted to keep %.3f, the others more", name, worst["task"], worst["predicted"])
+        if best is None or worst["predicted"] > best[0]:
+            best = (worst["predicted"], merged, name)
+        if worst["predicted"] >= keep:
+            break
+    assert best is not None
+    bench.choice = best[2]
+    log.info("Chosen for %s: %s", "+".join(tasks), best[2])
+    return best[1]
+
+
+def _settings(rung: str | Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """A rung's name and its ``merge`` section.
+
+    Raises:
+        CommandError: there is no such merge, it takes no such argument, or the rung is neither of the two forms.
+    """
+    given: Mapping[str, Any] = {rung: {}} if isinstance(rung, str) else rung
+    if len(given) != 1 or not isinstance(more := next(iter(given.values())), Mapping):
+        raise CommandError(
+            f"merge.rungs: {rung} is no rung. Give the name of a merge, or {{name: {{argument: value}}}}."
+        )
+    name = next(iter(given))
+    settings = shipped(name)
+    if unknown := sorted(set(more) - set(settings)):
+        raise CommandError(f"merge.rungs: {name} takes no {unknown[0]}. It takes: {', '.join(sorted(settings))}.")
+    return name, settings | dict(more)
