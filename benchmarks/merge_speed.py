@@ -1,7 +1,8 @@
 """Speed of merging as ratios within one run:  python benchmarks/merge_speed.py
 
 - merge: our methods against peft's ``add_weighted_adapter`` of the same kind, on the shapes of a backbone's keys and
-  values, for ranks and numbers of adapters;
+  values, for ranks and numbers of adapters. peft's ``ties`` trims A and B, ours the products of both; like ours is its
+  ``ties_svd``, which is compared with ``ties`` cut to the same rank;
 - forward: a folded merged model against plain timm, images per second;
 - sweep (with ``--outputs DIR``, where six adapters lie): all pairs in one process, against one process per pair, and
   against the bare cost of the sweep's forward passes.
@@ -38,12 +39,13 @@ from merging.sparse import ties
 from merging.svd import svd
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS: dict[str, Callable[[dict[str, Delta]], Delta]] = {
-    "cat": cat,
-    "svd": lambda deltas: svd(deltas, rank=None),
-    "ties": lambda deltas: ties(deltas, density=0.2, scale=1.0, rank=None),
+OURS: dict[str, Callable[[dict[str, Delta], int], Delta]] = {
+    "cat": lambda deltas, rank: cat(deltas),
+    "svd": lambda deltas, rank: svd(deltas, rank=None),
+    "ties": lambda deltas, rank: ties(deltas, density=0.2, scale=1.0, rank=None),
+    "ties_svd": lambda deltas, rank: ties(deltas, density=0.2, scale=1.0, rank=rank),
 }
-PEFTS = {"cat": {}, "svd": {}, "ties": {"density": 0.2}}
+PEFTS = {"cat": {}, "svd": {}, "ties": {"density": 0.2}, "ties_svd": {"density": 0.2}}
 
 
 def adapted(name: str, size: int, rank: int, count: int) -> tuple[PeftModel, dict[str, Delta]]:
@@ -99,7 +101,7 @@ def merges(name: str, size: int, rounds: int) -> dict[str, Any]:
                 rounds,
                 {
                     "peft": lambda kind=kind, model=model, deltas=deltas: by_peft(model, list(deltas), kind),
-                    "ours": lambda ours=ours, deltas=deltas: ours(deltas),
+                    "ours": lambda ours=ours, deltas=deltas, rank=rank: ours(deltas, rank),
                 },
             )
             told[f"{kind}, rank {rank}, {count} adapters"] = {
@@ -149,11 +151,11 @@ def sweep(outputs: Path, tasks: list[str], rank: int, seed: int) -> dict[str, An
     command = composer.parse([*shared, "sweep=pairs", f"sweep.of={listed}"], multirun=False)
     config = MergeConfig.model_validate(first_config(composer, command))
     start = time.perf_counter()
-    bench = open_bench(config, find_bundles(config, outputs)).bench
+    opened = open_bench(config, find_bundles(config, outputs))
     opening = time.perf_counter() - start
-    passes = sum(seconds(lambda task=task: bench.features(None, task, "test", deep=False)) for task in tasks)
-    # each task is a member of as many pairs as there are other tasks, and passes once more alone
-    limit = passes * len(tasks) + opening
+    passes = sum(seconds(lambda task=task: opened.bench.features(None, task, "test", deep=False)) for task in tasks)
+    # each task is a member of as many pairs as there are other tasks, and passes once more alone, and bare for head only
+    limit = passes * (len(tasks) + bool(opened.head_only)) + opening
     return {
         "pairs": len(pairs), "one process, s": together, "a process per pair, s": apart * len(pairs),
         "processes / one": apart * len(pairs) / together, "its passes alone, s": limit,
