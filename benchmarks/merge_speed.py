@@ -154,7 +154,7 @@ def sweep(outputs: Path, tasks: list[str], rank: int, seed: int) -> dict[str, An
     opened = open_bench(config, find_bundles(config, outputs))
     opening = time.perf_counter() - start
     passes = sum(seconds(lambda task=task: opened.bench.features(None, task, "test", deep=False)) for task in tasks)
-    # each task is a member of as many pairs as there are other tasks, and passes once more alone, and bare for head only
+    # each task is a member of as many pairs as there are other tasks, passes once more alone, and bare for head only
     limit = passes * (len(tasks) + bool(opened.head_only)) + opening
     return {
         "pairs": len(pairs), "one process, s": together, "a process per pair, s": apart * len(pairs),

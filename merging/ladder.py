@@ -1,5 +1,6 @@
 """A merge as cheap as its members allow: rung after rung, until validation images say that every member holds."""
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from launch.errors import CommandError
 from merging.delta import Delta, Weights, require
 from merging.evaluate import Realign, merge_set, predict_set
-from merging.methods import merge_members, shipped
+from merging.methods import merge_function, shipped
 from merging.workbench import Workbench
 
 log = logging.getLogger(__name__)
@@ -44,17 +45,17 @@ def ladder(
     require("ladder" not in settings, "rungs", list(rungs), "merges other than ladder")
     require(after in ("none", "linear", "deep"), "after", after, "none, linear or deep")
     tasks = sorted(deltas)
-    members = {task: bench.members[task] for task in tasks}
     best: tuple[float, Delta, str] | None = None
     for name, own in settings.items():
-        merged = merge_members(own | {"weights": weights}, members, bench)
-        if merged is None:
+        function = functools.partial(merge_function(own | {"weights": weights}), bench)
+        (merged,) = merge_set(bench, tasks, function, [after], images)
+        if merged.delta is None:
             raise CommandError(f"merge.rungs={list(rungs)}: {name} merges nothing.")
-        rows = predict_set(bench, merge_set(bench, tasks, lambda _, made=merged: made, [after], images), validation)
+        rows = predict_set(bench, [merged], validation)
         worst = min(rows, key=lambda row: float(row["predicted"]))
         log.info("%s: %s is predicted to keep %.3f, the others more", name, worst["task"], worst["predicted"])
         if best is None or worst["predicted"] > best[0]:
-            best = (worst["predicted"], merged, name)
+            best = (worst["predicted"], merged.delta, name)
         if worst["predicted"] >= keep:
             break
     assert best is not None

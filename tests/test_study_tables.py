@@ -1,5 +1,6 @@
 """The study's tables beside those of stand-in tasks, from drawn rows."""
 
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def test_realigned_merges_stand_beside_raw_ones_with_the_losses_that_a_test_set_
         found(
             row("stars", pair, 0.72, retention_low=0.8, retention_high=0.95),
             row("land", pair, 0.8, retention_low=0.95, retention_high=1.05),
-            row("stars", pair, 0.76, realign="deep", images=100, retention_low=0.9, retention_high=1.01),
+            row("stars", pair, 0.76, realign="deep", images=100, seconds=2, retention_low=0.9, retention_high=1.01),
             row("land", pair, 0.8, realign="deep", images=100, retention_low=0.9, retention_high=1.01),
             row("stars", pair, 0.4, realign="deep", images=50),  # an earlier try
             row("stars", pair, 0.6, method="tsv"),
@@ -121,11 +122,20 @@ def test_realigned_merges_stand_beside_raw_ones_with_the_losses_that_a_test_set_
         ),
         STANDS,
     )  # fmt: skip
-    best, other = lines(text, "pairs", "16")
-    assert best[2:] == ["`cat` (2 of 30)", "0", "100", "0.950 / 0.90 (1 of 2)", "-", "0.975 / 0.95 (0 of 2)"]
-    assert other[2:] == ["`tsv` (1 of 30)", "0", "-", "0.750 / 0.75", "-", "-"]
-    assert lines(text, "triples with land + stars")[0][2:] == ["`cat` (1 of 12)", "0", "-", "1.000 / 1.00", "-", "-"]
-    assert lines(text, "all six in one")[0][2:] == ["`cat`", "0", "-", "0.500 / 0.50", "-", "-"]
+    best, other, against = lines(text, "pairs", "16")
+    assert against[2:] == ["`tsv`", "-0.150 (-0.150 to -0.150)", "-", "-"]
+    assert best[2:] == ["`cat` (2 of 30)", "0", "100", "2", "0.950 / 0.90 (1 of 2)", "-", "0.975 / 0.95 (0 of 2)"]
+    assert other[2:] == ["`tsv` (1 of 30)", "0", "-", "-", "0.750 / 0.75", "-", "-"]
+    assert lines(text, "triples with land + stars")[0][2:] == [
+        "`cat` (1 of 12)",
+        "0",
+        "-",
+        "-",
+        "1.000 / 1.00",
+        "-",
+        "-",
+    ]
+    assert lines(text, "all six in one")[0][2:] == ["`cat`", "0", "-", "-", "0.500 / 0.50", "-", "-"]
 
 
 def test_a_page_shows_the_lines_of_some_merges_and_keeps_its_words() -> None:
@@ -138,6 +148,23 @@ def test_a_page_shows_the_lines_of_some_merges_and_keeps_its_words() -> None:
     assert [line[2] for line in lines(made, "pairs")] == ["`gram` (1 of 30)"]
     assert "old line" not in made
     assert with_lines(made, table, ["gram", "tsv"]) == made
+
+
+def test_differences_are_of_the_same_members_and_their_interval_of_whole_sets() -> None:
+    pairs = ["land+stars", "dots+land", "dots+stars"]
+    kept = {"cat": (0.4, 0.5, 0.6), "gram": (0.48, 0.5, 0.76)}
+    rows = [
+        row(task, name, score, method=method)
+        for method, scores in kept.items()
+        for name, score in zip(pairs, scores, strict=True)
+        for task in name.split("+")
+    ]
+    rows += [row("stars", "emotion+stars", 0.8, method="gram")]  # cat was not measured there
+    text = realigned_markdown(found(*rows), STANDS)
+    (line,) = [found for found in lines(text, "pairs", "16", "`gram`") if found[3][0] in "+-"]
+    mean, low, high = (float(number) for number in re.findall(r"[+-]\d\.\d+", line[3]))
+    assert mean == pytest.approx((0.1 + 0 + 0.2) / 3, abs=1e-3)
+    assert (low, high) == (0.0, 0.2)  # of three sets some draws hold one alone
 
 
 def test_earlier_rows_stay_until_they_are_made_anew(tmp_path: Path) -> None:
