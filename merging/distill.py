@@ -21,8 +21,8 @@ from lightning_modules.model import MLPHead
 from lightning_modules.module import warmup_cosine
 from merging.delta import Delta, Weights, require
 from merging.gram import Grams, gram
+from merging.methods import merge_members, shipped
 from merging.predict import output_drift
-from merging.regress import regress
 from merging.svd import svd
 from merging.workbench import Workbench, outputs
 
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 HELD_OUT = 64  # images per task that are never trained on: they say when to stop
 CHECK_EVERY = 50  # steps between looks at them
 STARTS = ("gram", "regress")
-REGRESSED = 512  # images per task that the start is refitted on, at most
 
 
 def distill(
@@ -67,7 +66,7 @@ def distill(
 
     Args:
         start: "gram": its factors are what is trained, and the result keeps their rank. "regress": factors of the same
-            rank start at zero on top of its dense change.
+            rank start at zero on top of its dense change, as its yaml ships it.
         cat_share: of the ``gram``.
         rank: of the trained factors, to which ``svd`` cuts the ``gram``; None: see ``trained_rank``.
         widen: projections (any of q, k, v, proj, mlp) that get factors of rank ``widen_rank`` where the adapters have
@@ -95,10 +94,9 @@ def distill(
     more = {module: widen_rank for module in adaptable(bench.depth, sorted(set(widen))) if module not in merged}
     base: Delta = {}
     if start == "regress":
-        base = regress(
-            deltas, weights, bench=bench, images=min(images, REGRESSED), targets=list(TARGET_MODULES), ridge=0.01,
-            class_weight=3.0, stride=4, by_error=True,
-        )  # fmt: skip
+        settings = shipped("regress")
+        settings |= {"weights": weights, "images": min(images, settings["images"])}
+        base = merge_members(settings, {task: bench.members[task] for task in deltas}, bench) or {}
         more |= {module: a.shape[0] for module, (_, a) in merged.items()}
         merged = {}
     student = _student(bench, base, merged, more)
