@@ -59,6 +59,12 @@ def study_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
         named = {task: f"{ours} ({data.get((backbone, ours), 'data unknown')})" for task, ours in stands_for.items()}
         tables = [_study_table(name, here, stands_for, named) for name in TITLES if name != "I"]
         told += [f"Ours with `{backbone}`:", to_markdown(tables).strip()]
+        told += [
+            _neighbours(f"Ours beside each other, `{method}`, rank {rank}", some)
+            for method in METHODS
+            for rank in sorted({row["rank"] for row in here})
+            if (some := [row for row in here if (method_label(row), row["rank"], row["tasks"]) == (method, rank, 2)])
+        ]
     return "\n\n".join(told) + "\n"
 
 
@@ -298,6 +304,27 @@ def _study_table(name: str, rows: Sequence[Row], stands_for: Mapping[str, str], 
     notes = [f"{item.adapters}, rank {item.rank}: {item.note}." for item in numbers if item.note]
     metrics = sorted({number.metric for number in numbers})
     return Table(name, f"{TITLES[name]} (study: {', '.join(metrics)})", headings, body, notes)
+
+
+def _neighbours(title: str, rows: Sequence[Row]) -> str:
+    """What each task keeps beside each other one, mean over seeds; the means: what it keeps, what it leaves of others."""
+    kept = defaultdict(list)
+    for row in rows:
+        if row["retention"] is not None:
+            (other,) = set(row["set"].split("+")) - {row["task"]}
+            kept[row["task"], other].append(row["retention"])
+    tasks = sorted({task for task, _ in kept})
+
+    def cell(own: Iterable[str], others: Iterable[str]) -> str:
+        values = [value for key in itertools.product(own, others) for value in kept.get(key, [])]
+        return f"{statistics.fmean(values):.2f}" if values else NONE
+
+    seeds = " ".join(map(str, sorted({row["seed"] for row in rows})))
+    lines = [f"| keeps | {' | '.join(f'beside {task}' for task in tasks)} | mean |", "|---" * (len(tasks) + 2) + "|"]
+    for task in tasks:
+        lines.append(f"| {task} | {' | '.join(cell([task], [other]) for other in tasks)} | {cell([task], tasks)} |")
+    lines.append(f"| mean | {' | '.join(cell(tasks, [task]) for task in tasks)} | {cell(tasks, tasks)} |")
+    return f"### {title}, seeds {seeds}\n\n" + "\n".join(lines)
 
 
 def _study_cells(number: Number) -> tuple[str, str]:

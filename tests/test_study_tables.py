@@ -85,6 +85,15 @@ def test_another_metric_than_the_study_is_named() -> None:
     assert line[7:9] == ["accuracy", "40.0 (1)"]
 
 
+def test_who_disturbs_whom() -> None:
+    rows = [row("land", "land+stars", 0.4), row("stars", "land+stars", 0.8), row("land", "land+stars", 0.6, seed=1)]
+    text = study_markdown(found(*rows, row("dots", "dots+land", 0.2)), STANDS)
+    assert "### Ours beside each other, `cat`, rank 16, seeds 0 1" in text
+    (line,) = lines(text, "land")
+    assert line == ["land", "-", "-", "0.62", "0.62"]
+    assert lines(text, "mean") == [["mean", "-", "0.62", "0.62", f"{(0.5 + 0.75 + 1 + 0.25) / 4:.2f}"]]
+
+
 def test_methods_by_size_rank_and_images() -> None:
     text = methods_markdown(
         found(
