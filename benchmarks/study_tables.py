@@ -307,7 +307,7 @@ def _study_table(name: str, rows: Sequence[Row], stands_for: Mapping[str, str], 
 
 
 def _neighbours(title: str, rows: Sequence[Row]) -> str:
-    """What each task keeps beside each other one, mean over seeds; the means: what it keeps, what it leaves of others."""
+    """What each task keeps beside each other one, mean over seeds; the last line is what it leaves of the others."""
     kept = defaultdict(list)
     for row in rows:
         if row["retention"] is not None:

@@ -182,7 +182,9 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _set_table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """One set's rows; its name stands above them, since beside them it would not fit into 80 columns."""
-    table = Table(title=name, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    choice = rows[0]["choice"]
+    title = name if choice is None else f"{name}, by {choice}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for heading in ("task", "realign", "metric"):
         table.add_column(heading)
     for heading in ("score", "single", "head only", "predicted", "retention"):

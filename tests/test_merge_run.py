@@ -137,10 +137,11 @@ def test_bf16_scores_are_near_float32(outputs: Path) -> None:
         assert two["score"] == pytest.approx(one["score"], rel=0.1)
 
 
-def test_the_ladder_ends_at_the_first_rung_that_holds(outputs: Path) -> None:
+def test_the_ladder_ends_at_the_first_rung_that_holds(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["merge=ladder", "merge.rungs=[average,tsv]", "merge.after=none", "tasks=[dots,level]", "name=climbed"]
     result, _ = merge_here(command(outputs, *given, "merge.keep=0"))
     assert {row["choice"] for row in result["rows"]} == {"average"}
+    assert "dots+level, by average" in capsys.readouterr().out
     card, *_ = read_parts(outputs / "models" / "climbed")
     assert card["recipe"]["choice"] == "average"
 
