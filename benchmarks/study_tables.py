@@ -33,7 +33,7 @@ METHODS = {STUDY_METHOD: "concatenation", "peft_linear": "linear"}  # ours -> th
 SIZES = {2: "Pairs", 3: "Triples"}
 REALIGNS = ("none", "linear", "deep")  # the columns raw, linear and deep
 HEAD = "| set | rank | merge | seeds | images | seconds | raw | linear | deep |"
-SHOWN = ("distill", "regress", "gram", "cat", "knots_ties", "tsv", "frozen")  # on the page for users
+SHOWN = ("ladder", "distill", "regress", "gram", "cat", "knots_ties", "tsv", "frozen")  # on the page for users
 SHARED = "shared"  # the adapters started from the same A, as the study's did
 
 
