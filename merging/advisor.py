@@ -22,7 +22,6 @@ from merging.methods import merge_function, require_delta, shipped
 from merging.run import Bench, branching_of, open_bench
 
 log = logging.getLogger(__name__)
-KEPT = 0.98  # of the worst member: below it distillation is worth its minutes
 QUIET, TOLD_APART = 0.25, 0.1  # below these, interference is harmless and a conflict small
 
 
@@ -143,9 +142,10 @@ def show(rows: Sequence[Mapping[str, Any]], best: tuple[str, str]) -> None:
         + (f" for {passes:.2f} passes of the backbone, branched" if passes > 1 else "")
         for (method, realign, passes), value in worst.items()
     ]
-    if min(row["predicted"] for row in rows if _is(row, best)) < KEPT:
+    keep = shipped("ladder")["keep"]
+    if min(row["predicted"] for row in rows if _is(row, best)) < keep:
         lines.append(
-            f"  None of these is predicted to keep {KEPT} of every member. "
+            f"  None of these is predicted to keep {keep} of every member. "
             "merge=distill realign=deep takes minutes and no label, and keeps more; merge=ladder sees by itself."
         )
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

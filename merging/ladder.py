@@ -23,7 +23,7 @@ def ladder(
     keep: float,
     after: Realign,
     images: int,
-    validation: int,
+    advice_images: int,
 ) -> Delta:
     """The first of ``rungs`` whose every member is predicted to keep ``keep``; else the one whose worst is best.
 
@@ -35,7 +35,7 @@ def ladder(
         keep: predicted retention that is enough.
         after: what the heads will be realigned by; choose the same as ``realign``.
         images: unlabeled training images per task that readouts are fitted on, at most.
-        validation: images per task, at most.
+        advice_images: validation images per task, at most.
 
     Raises:
         CommandError: no rung, an unknown one or one that merges nothing, or ``after`` is none of the three.
@@ -51,7 +51,7 @@ def ladder(
         (merged,) = merge_set(bench, tasks, function, [after], images)
         if merged.delta is None:
             raise CommandError(f"merge.rungs={list(rungs)}: {name} merges nothing.")
-        rows = predict_set(bench, [merged], validation)
+        rows = predict_set(bench, [merged], advice_images)
         worst = min(rows, key=lambda row: float(row["predicted"]))
         log.info("%s: %s is predicted to keep %.3f, the others more", name, worst["task"], worst["predicted"])
         if best is None or worst["predicted"] > best[0]:

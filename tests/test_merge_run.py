@@ -13,18 +13,15 @@ import torch
 from peft import PeftModel
 from PIL import Image
 
-from datamodules.datamodule import ImageDataModule, normalize
+from datamodules.datamodule import normalize
 from launch.errors import AdapterError, CommandError, DataError
-from launch.runs import describe_run
 from lightning_modules.backbone import create_backbone, split_qkv
-from merging.advisor import advise
 from merging.bundle import read_parts
 from merging.evaluate import COLUMNS
 from merging.linear import cat
 from merging.members import read_member
-from merging.methods import merge_function, require_delta
+from merging.methods import require_delta
 from merging.model import load
-from merging.run import find_bundles, open_bench
 from reporting.examples import read_examples
 from tests.conftest import SIZE, TINY
 from tests.merge_cases import SHIPPED
@@ -137,57 +134,6 @@ def test_bf16_scores_are_near_float32(outputs: Path) -> None:
         assert two["score"] == pytest.approx(one["score"], rel=0.1)
 
 
-def test_the_ladder_ends_at_the_first_rung_that_holds(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["merge=ladder", "merge.rungs=[average,tsv]", "merge.after=none", "tasks=[dots,level]", "name=climbed"]
-    result, _ = merge_here(command(outputs, *given, "merge.keep=0"))
-    assert {row["choice"] for row in result["rows"]} == {"average"}
-    assert "dots+level, by average" in capsys.readouterr().out
-    card, *_ = read_parts(outputs / "models" / "climbed")
-    assert card["recipe"]["choice"] == "average"
-
-
-def test_a_ladder_without_a_rung_that_holds_ends_where_advice_points(outputs: Path, no_test_picture: None) -> None:
-    given = ["merge=ladder", "merge.rungs=[average,tsv]", "merge.after=none", "merge.keep=99", "merge.images=24"]
-    config = merge_config(command(outputs, *given, "tasks=[dots,level]"))
-    bench = open_bench(config, find_bundles(config, outputs)).bench
-    merge_function(config.merge)(bench, ["dots", "level"])
-    choice = bench.choice
-    predicted = advise_here(command(outputs, "tasks=[dots,level]", "advise=true", "candidates=[average,tsv]"))["rows"]
-    assert {row["method"] for row in predicted if row["recommended"]} == {choice}
-
-
-@pytest.mark.parametrize(
-    ("rungs", "message"),
-    [
-        ("[]", "different merges"),
-        ("[cat,cat]", "different merges"),
-        ("[ladder]", "other than ladder"),
-        ("[frozen]", "frozen merges nothing"),
-        ("[caat]", "no merge caat. Did you mean 'cat'"),
-        ("[{cat:{rank:2}}]", "cat takes no rank"),
-        ("[{cat:2}]", "is no rung"),
-    ],
-)
-def test_a_ladder_that_leads_nowhere_is_refused(outputs: Path, rungs: str, message: str) -> None:
-    with pytest.raises(CommandError, match=message):
-        merge_here(command(outputs, "merge=ladder", f"merge.rungs={rungs}", "tasks=[dots,level]", "save=false"))
-
-
-def test_search_takes_the_candidate_with_the_nearest_answers(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
-    given = command(outputs, "merge=search", "tasks=[dots,level]", "merge.images=30", "save=false")
-    with caplog.at_level("INFO"):
-        merge_here([*given, "merge.cat_shares=[0.0,1.0]", "merge.methods=[regress,average]"])
-    told = [record.getMessage() for record in caplog.records if record.name == "merging.search"]
-    drifts = {text: float(drift) for text, drift in (line.split(": worst drift ") for line in told[:-1])}
-    assert list(drifts)[:2] == ["cat_share 0.0", "cat_share 1.0"]
-    assert list(drifts)[3:] == ["regress", "average"]
-    assert told[-1] == f"Chosen for dots+level: {min(drifts, key=drifts.__getitem__)}"
-    with pytest.raises(CommandError, match=r"There is no merge regres\. Did you mean 'regress'"):
-        merge_here([*given, "merge.methods=[regres]"])
-    with pytest.raises(CommandError, match="merges other than search"):
-        merge_here([*given, "merge.methods=[search]"])
-
-
 def test_missing_adapters_are_named_with_what_exists(outputs: Path) -> None:
     done = merge_process(command(outputs, "tasks=[leaves,levels]"))
     assert done.returncode == 2
@@ -257,32 +203,6 @@ def test_sets_are_sorted_and_each_is_taken_once() -> None:
     assert len(merge_config(["sweep=triples"]).chosen_sets()) == 4
     assert len(merge_config(["sweep=triples_all"]).chosen_sets()) == 20
     assert len(merge_config(["sweep=all"]).chosen_sets()) == 57
-
-
-@pytest.fixture
-def no_test_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever reads a picture of the test set fails."""
-    plain = ImageDataModule.plain_dataloader
-
-    def watched(self: ImageDataModule, split: str, count: int | None = None) -> Any:
-        assert split != "test"
-        return plain(self, split, count)
-
-    monkeypatch.setattr(ImageDataModule, "plain_dataloader", watched)
-
-
-def advise_here(arguments: list[str]) -> dict[str, Any]:
-    config = merge_config(arguments)
-    run = describe_run("merge", config.title, config.model_dump(mode="json", by_alias=True))
-    return advise(config, run, find_bundles(config, Path(config.paths.outputs)))
-
-
-def test_advice_reads_no_test_picture_and_names_a_merge(outputs: Path, no_test_picture: None) -> None:
-    result = advise_here(command(outputs, "advise=true", "tasks=[leaves,level]", "realign=[none,deep]", "seed=0"))
-    assert len(result["rows"]) == 3 * 2 * 2
-    chosen = {(row["method"], row["realign"]) for row in result["rows"] if row["recommended"]}
-    assert len(chosen) == 1
-    assert all(row["reason"] and row["low"] <= row["predicted"] <= row["high"] for row in result["rows"])
 
 
 def test_distillation_brings_answers_nearer_and_resumes_to_the_same(

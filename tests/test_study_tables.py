@@ -8,16 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks.collect_rows import earlier_rows
-from benchmarks.study_tables import (
-    HEAD,
-    TASKS,
-    draw_members,
-    methods_markdown,
-    realigned_markdown,
-    study_markdown,
-    with_lines,
-)
+from benchmarks.study_tables import TASKS, draw_members, methods_markdown, study_markdown
 from reporting.load import collect
+from reporting.realigned import HEAD, realigned_markdown, with_lines
 from reporting.rows import Collected, merge_row, train_rows
 from tests.report_rows import write_csv
 

@@ -1,0 +1,150 @@
+"""The table of all merges, raw and after each readout, and their differences to concatenation, in Markdown."""
+
+import itertools
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from reporting.rows import STUDY_METHOD, Collected, Row
+from reporting.tables import NONE
+
+REALIGNS = ("none", "linear", "deep")  # the columns raw, linear and deep
+HEAD = "| set | rank | merge | seeds | images | seconds | raw | linear | deep |"
+SHARED = "shared"  # the adapters started from the same A, as the study's did
+
+
+def merges_of(found: Collected, tasks: Iterable[str]) -> list[Row]:
+    """Merges of these tasks alone, of adapters that started alike."""
+    known = set(tasks)
+    return [
+        row for row in found.merges if set(row["set"].split("+")) <= known and row.get("init_seed") in (None, SHARED)
+    ]
+
+
+def realigned_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
+    """Every merge, raw and after each readout, over the same sets: mean and lowest retention, and who lost.
+
+    Args:
+        stands_for: the study's task to ours.
+    """
+    tasks = set(stands_for.values())
+    told = [
+        "# What merging keeps, with and without realigned heads",
+        "Mean / lowest retention over all members of all sets of the named kind and all seeds. In brackets, of the "
+        "members whose 95 % interval is known, how many lost something that the test set can show. Where not all sets "
+        "were measured, the number of members stands behind the method. `frozen` is the control: the same readout on "
+        "the bare backbone. Images (unlabeled, per task) are those of the deep readout; seconds the median of what a "
+        "set took with it, of one core of a machine that did other work, too.",
+    ]
+    rows = [row for row in merges_of(found, tasks) if row["retention"] is not None]
+    triples = {stands_for["firerisk"], stands_for["galaxy"]}
+    kinds: dict[str, tuple[int, set[str]]] = {
+        "pairs": (2, set()), f"triples with {' + '.join(sorted(triples))}": (3, triples),
+        "all six in one": (6, set()), "one task": (1, set()),
+    }  # fmt: skip
+    for backbone in sorted({row["backbone"] for row in rows}):
+        lines = [HEAD, "|---|---|---|---|---|---|---|---|---|"]
+        differences = ["| set | rank | merge | raw | linear | deep |", "|---|---|---|---|---|---|"]
+        for kind, (size, including) in kinds.items():
+            there = sum(including <= set(names) for names in itertools.combinations(sorted(tasks), size)) * size
+            own = [
+                row
+                for row in rows
+                if (row["backbone"], row["tasks"]) == (backbone, size) and including <= set(row["set"].split("+"))
+            ]
+            for rank in sorted({row["rank"] for row in own}):
+                some = [row for row in own if row["rank"] == rank]
+                lines += _realigned_lines(f"| {kind} | {rank}", some, there)
+                differences += _difference_lines(f"| {kind} | {rank}", some)
+        told += [
+            f"## `{backbone}`", "\n".join(lines), f"### Against `{STUDY_METHOD}`",
+            f"Mean difference of retention to `{STUDY_METHOD}` with the same readout, over the members that both were "
+            "measured on, and its 95 % interval: sets and seeds drawn anew (members, where there is one set).",
+            "\n".join(differences),
+        ]  # fmt: skip
+    return "\n\n".join(told) + "\n"
+
+
+def with_lines(page: str, table: str, methods: Iterable[str]) -> str:
+    """A page with its table of merges made anew of the lines of ``table`` that tell of these methods.
+
+    Args:
+        page: Markdown that holds a table headed as ``realigned_markdown``'s of one backbone.
+    """
+    lines = table[table.index(HEAD) :].partition("\n\n")[0].splitlines()
+    kept = lines[:2] + [line for line in lines[2:] if any(f" `{name}`" in line for name in methods)]
+    before, _, rest = page.partition(HEAD)
+    _, blank, after = rest.partition("\n\n")
+    return before + "\n".join(kept) + blank + after
+
+
+def _realigned_lines(start: str, rows: Sequence[Row], there: int) -> list[str]:
+    """A line for each method, the best first; those with a readout above the others."""
+    lines = []
+    for method in {row["method"] for row in rows}:
+        own = [row for row in rows if row["method"] == method]
+        images = max(row["images"] or 0 for row in own)
+        own = [row for row in own if row["images"] in (0, None, images)]
+        cells, best, counts = [], (False, 0.0), set()
+        for realign in REALIGNS:
+            some = [row for row in own if row["realign"] == realign]
+            cells.append(_kept(some))
+            if some:
+                best = (realign != "none", statistics.fmean(row["retention"] for row in some))
+                counts.add(len(some))
+        seconds = [row["seconds"] for row in own if row["seconds"] is not None and row["images"] == (images or 0)]
+        seeds = sorted({row["seed"] for row in own})
+        some_only = "" if counts == {there * len(seeds)} else f" ({min(counts)} of {there * len(seeds)})"
+        text = (
+            f"{start} | `{method}`{some_only} | {' '.join(map(str, seeds))} | {images or NONE} | "
+            f"{f'{statistics.median(seconds):.3g}' if seconds else NONE} | {' | '.join(cells)} |"
+        )
+        lines.append((not best[0], -best[1], text))
+    return [text for *_, text in sorted(lines)]
+
+
+def _difference_lines(start: str, rows: Sequence[Row]) -> list[str]:
+    """A line for each method but ``cat``, the best first; those with a readout above the others."""
+
+    def by_member(method: str, realign: str) -> dict[tuple[str, int, str], float]:
+        some = [row for row in rows if (row["method"], row["realign"]) == (method, realign)]
+        images = max((row["images"] or 0 for row in some), default=0)
+        return {(r["set"], r["seed"], r["task"]): r["retention"] for r in some if (r["images"] or 0) == images}
+
+    sums = {realign: by_member(STUDY_METHOD, realign) for realign in REALIGNS}
+    lines = []
+    for method in {row["method"] for row in rows} - {STUDY_METHOD}:
+        cells, best = [], (False, 0.0)
+        for realign in REALIGNS:
+            own = by_member(method, realign)
+            both = sorted(own.keys() & sums[realign].keys())
+            values = [own[key] - sums[realign][key] for key in both]
+            cells.append(_difference([key[:2] for key in both], values))
+            if both:
+                best = (realign != "none", statistics.fmean(values))
+        if set(cells) != {NONE}:
+            lines.append((not best[0], -best[1], f"{start} | `{method}` | {' | '.join(cells)} |"))
+    return [text for *_, text in sorted(lines)]
+
+
+def _difference(sets: Sequence[tuple[str, int]], values: Sequence[float], rounds: int = 2000) -> str:
+    """Mean and the 95 % interval of a bootstrap that draws whole sets, or members where all are of one."""
+    if not values:
+        return NONE
+    units = sets if len({name for name, _ in sets}) > 1 else range(len(values))
+    place = {unit: index for index, unit in enumerate(dict.fromkeys(units))}
+    rows = np.array([place[unit] for unit in units])
+    sums, counts = np.bincount(rows, values), np.bincount(rows)
+    drawn = np.random.default_rng(0).integers(len(place), size=(rounds, len(place)))
+    low, high = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), [0.025, 0.975])
+    return f"{statistics.fmean(values):+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def _kept(rows: Sequence[Row]) -> str:
+    if not rows:
+        return NONE
+    kept = [row["retention"] for row in rows]
+    known = [row for row in rows if row.get("retention_high") is not None]
+    lost = f" ({sum(row['retention_high'] < 1 for row in known)} of {len(known)})" if known else ""
+    return f"{statistics.fmean(kept):.3f} / {min(kept):.2f}{lost}"

@@ -1,0 +1,97 @@
+"""Merges that are chosen: the ladder, the search and advice, none of which may read a test picture."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datamodules.datamodule import ImageDataModule
+from launch.errors import CommandError
+from launch.runs import describe_run
+from merging.advisor import advise
+from merging.bundle import read_parts
+from merging.methods import merge_function
+from merging.run import find_bundles, open_bench
+from tests.merge_runs import command, merge_config, merge_here, train_members
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_members(tmp_path_factory.mktemp("members"))
+
+
+def test_the_ladder_ends_at_the_first_rung_that_holds(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["merge=ladder", "merge.rungs=[average,tsv]", "merge.after=none", "tasks=[dots,level]", "name=climbed"]
+    result, _ = merge_here(command(outputs, *given, "merge.keep=0"))
+    assert {row["choice"] for row in result["rows"]} == {"average"}
+    assert "dots+level, by average" in capsys.readouterr().out
+    card, *_ = read_parts(outputs / "models" / "climbed")
+    assert card["recipe"]["choice"] == "average"
+
+
+def test_a_ladder_without_a_rung_that_holds_ends_where_advice_points(outputs: Path, no_test_picture: None) -> None:
+    given = ["merge=ladder", "merge.rungs=[average,tsv]", "merge.after=none", "merge.keep=99", "merge.images=24"]
+    config = merge_config(command(outputs, *given, "tasks=[dots,level]"))
+    bench = open_bench(config, find_bundles(config, outputs)).bench
+    merge_function(config.merge)(bench, ["dots", "level"])
+    choice = bench.choice
+    predicted = advise_here(command(outputs, "tasks=[dots,level]", "advise=true", "candidates=[average,tsv]"))["rows"]
+    assert {row["method"] for row in predicted if row["recommended"]} == {choice}
+
+
+@pytest.mark.parametrize(
+    ("rungs", "message"),
+    [
+        ("[]", "different merges"),
+        ("[cat,cat]", "different merges"),
+        ("[ladder]", "other than ladder"),
+        ("[frozen]", "frozen merges nothing"),
+        ("[caat]", "no merge caat. Did you mean 'cat'"),
+        ("[{cat:{rank:2}}]", "cat takes no rank"),
+        ("[{cat:2}]", "is no rung"),
+    ],
+)
+def test_a_ladder_that_leads_nowhere_is_refused(outputs: Path, rungs: str, message: str) -> None:
+    with pytest.raises(CommandError, match=message):
+        merge_here(command(outputs, "merge=ladder", f"merge.rungs={rungs}", "tasks=[dots,level]", "save=false"))
+
+
+def test_search_takes_the_candidate_with_the_nearest_answers(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = command(outputs, "merge=search", "tasks=[dots,level]", "merge.images=30", "save=false")
+    with caplog.at_level("INFO"):
+        merge_here([*given, "merge.cat_shares=[0.0,1.0]", "merge.methods=[regress,average]"])
+    told = [record.getMessage() for record in caplog.records if record.name == "merging.search"]
+    drifts = {text: float(drift) for text, drift in (line.split(": worst drift ") for line in told[:-1])}
+    assert list(drifts)[:2] == ["cat_share 0.0", "cat_share 1.0"]
+    assert list(drifts)[3:] == ["regress", "average"]
+    assert told[-1] == f"Chosen for dots+level: {min(drifts, key=drifts.__getitem__)}"
+    with pytest.raises(CommandError, match=r"There is no merge regres\. Did you mean 'regress'"):
+        merge_here([*given, "merge.methods=[regres]"])
+    with pytest.raises(CommandError, match="merges other than search"):
+        merge_here([*given, "merge.methods=[search]"])
+
+
+@pytest.fixture
+def no_test_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads a picture of the test set fails."""
+    plain = ImageDataModule.plain_dataloader
+
+    def watched(self: ImageDataModule, split: str, count: int | None = None) -> Any:
+        assert split != "test"
+        return plain(self, split, count)
+
+    monkeypatch.setattr(ImageDataModule, "plain_dataloader", watched)
+
+
+def advise_here(arguments: list[str]) -> dict[str, Any]:
+    config = merge_config(arguments)
+    run = describe_run("merge", config.title, config.model_dump(mode="json", by_alias=True))
+    return advise(config, run, find_bundles(config, Path(config.paths.outputs)))
+
+
+def test_advice_reads_no_test_picture_and_names_a_merge(outputs: Path, no_test_picture: None) -> None:
+    result = advise_here(command(outputs, "advise=true", "tasks=[leaves,level]", "realign=[none,deep]", "seed=0"))
+    assert len(result["rows"]) == 3 * 2 * 2
+    chosen = {(row["method"], row["realign"]) for row in result["rows"] if row["recommended"]}
+    assert len(chosen) == 1
+    assert all(row["reason"] and row["low"] <= row["predicted"] <= row["high"] for row in result["rows"])
