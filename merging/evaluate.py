@@ -81,7 +81,7 @@ def merge_set(
     for task in tasks if wanted else ():
         single = bench.single(task, "train", images)
         begun = time.perf_counter()
-        features = bench.features(ways.get(task, delta), task, "train", images, deep="deep" in wanted)
+        features = bench.merged(ways.get(task, delta), task, "train", images, deep="deep" in wanted)
         reading = time.perf_counter() - begun
         for realign in wanted:
             begun = time.perf_counter()
@@ -112,7 +112,7 @@ def predict_set(bench: Workbench, merges: Sequence[Merged], count: int) -> list[
     for task in merges[0].heads:
         member = bench.members[task]
         single = outputs(member.head, bench.single(task, "val", count))
-        features = bench.features(merges[0].delta_of(task), task, "val", count, deep=deep)
+        features = bench.merged(merges[0].delta_of(task), task, "val", count, deep=deep)
         known = member.bundle.card.get("validation") or {}
         targets = bench.targets(task, "val", count)
         sizes = ((member.bundle.card.get("data") or {}).get("counts") or {}).get("test") or {}

@@ -27,6 +27,25 @@ def singular(m: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor
     return u * keep.unsqueeze(-2), s * keep, vh.mT * keep.unsqueeze(-2)
 
 
+def leading(m: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The first ``rank`` directions of dense matrices; as ``singular``, at half its cost.
+
+    They span the space of the largest eigenvalues of the Gram matrix on the smaller side, in which a thin SVD finds
+    them. Squaring loses only what is below 1e-8 of the largest singular value: the product is as good as of a full SVD.
+
+    Args:
+        m: (L, m, n) with rank < min(m, n).
+
+    Returns:
+        U (L, m, rank), s (L, rank), V (L, n, rank).
+    """
+    tall = m.shape[-2] > m.shape[-1]
+    side = m.mT if tall else m
+    basis = torch.linalg.eigh(side @ side.mT)[1][..., -rank:]
+    u, s, v = singular(basis.mT @ side)
+    return (v, s, basis @ u) if tall else (basis @ u, s, v)
+
+
 def factor_svd(b: Tensor, a: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """SVD of the product B A by two thin QRs and one small SVD; the first ``rank`` directions.
 

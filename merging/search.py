@@ -104,7 +104,7 @@ def _drifts(bench: Workbench, merged: Delta, task: str, after: str, images: int)
     member = bench.members[task]
     single = bench.single(task, "train", images)
     cut = len(single) - max(1, len(single) // 5)
-    features = bench.features(merged, task, "train", images, deep=after == "deep")
+    features = bench.merged(merged, task, "train", images, deep=after == "deep")
     head = member.head
     if after == "none":
         features = class_token(features, bench.width)

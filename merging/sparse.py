@@ -9,8 +9,8 @@ Shared decisions:
 * The elected sign of an entry is that of the sum of what was kept. A sum of exactly zero elects nobody, the
   merged entry is 0. Zeros neither vote nor count: an all-zero adapter changes nothing.
 * The results have full rank. By default they are returned exactly, as a pair with the identity (rank
-  min(d_out, d_in)); with ``rank`` as the best approximation of that rank, at the cost of a dense SVD for each
-  module.
+  min(d_out, d_in)); with ``rank`` as the best approximation of that rank, at the cost of a dense eigendecomposition
+  for each module.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from merging.delta import Delta, Layers, Weights, collect, require, weighted
-from merging.factor import signs, singular
+from merging.factor import leading, signs
 
 Matrices = Tensor | list[Tensor]
 """(L, d_out, d_in), or as many matrices that own their memory."""
@@ -343,6 +343,7 @@ def _collect_dense(groups: Sequence[Layers], outs: Sequence[Matrices], rank: int
     merged: Delta = {}
     for layers, out in zip(groups, outs, strict=True):
         if isinstance(out, Tensor):
+            assert rank is not None  # see _room
             merged |= collect([layers], [_cut(out, rank)])
             continue
         for module, x in zip(layers.modules, out, strict=True):
@@ -352,7 +353,7 @@ def _collect_dense(groups: Sequence[Layers], outs: Sequence[Matrices], rank: int
     return dict(sorted(merged.items()))
 
 
-def _cut(merged: Tensor, rank: int | None) -> tuple[Tensor, Tensor]:
-    u, s, v = (x[..., :rank] for x in singular(merged))
+def _cut(merged: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    u, s, v = leading(merged, rank)
     root = s.sqrt().unsqueeze(-2) * signs(u)
     return u * root, (v * root).mT

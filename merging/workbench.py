@@ -27,7 +27,7 @@ class Workbench:
     """Passes images of any member's task through the backbone with any delta folded in.
 
     The backbone is loaded once and its weights are swapped in place. Features of the single adapters and of the bare
-    backbone are kept, those of merges are not. Labels are read by ``score`` and ``targets`` alone.
+    backbone are kept, those of merges until another one passes. Labels are read by ``score`` and ``targets`` alone.
 
     Args:
         backbone: plain timm model, frozen, in evaluation mode.
@@ -61,6 +61,7 @@ class Workbench:
             hold_frozen_weights(backbone, dtype)
         self._single: dict[tuple[str, str, int | None, bool], Tensor] = {}
         self._bare: dict[tuple[str, str, int | None, bool], Tensor] = {}
+        self._merged: tuple[Delta | None, dict[tuple[str, str, int | None, bool], Tensor]] = (None, {})
 
     @property
     def backbone(self) -> VisionTransformer:
@@ -91,6 +92,17 @@ class Workbench:
         with self.weights.folded(delta) as model:
             images = self.batches(task, split, count, mirrored=mirrored)
             return read_features(model, images, deep=deep, dtype=self.dtype)
+
+    def merged(self, delta: Delta | None, task: str, split: str, count: int | None = None, *, deep: bool) -> Tensor:
+        """As ``features``; what a merge was chosen by serves its realignment and its prediction too."""
+        if delta is None:
+            return self.bare(task, split, count, deep=deep)
+        if self._merged[0] is not delta:
+            self._merged = (delta, {})
+        key, kept = (task, split, count, deep), self._merged[1]
+        if key not in kept:
+            kept[key] = self.features(delta, task, split, count, deep=deep)
+        return kept[key]
 
     def single(self, task: str, split: str, count: int | None = None, *, mirrored: bool = False) -> Tensor:
         """Class tokens (n, d) of the task's own adapter alone."""

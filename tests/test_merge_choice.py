@@ -1,5 +1,6 @@
 """Merges that are chosen: the ladder, the search and advice, none of which may read a test picture."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from launch.errors import CommandError
 from launch.runs import describe_run
 from merging.advisor import advise
 from merging.bundle import read_parts
+from merging.evaluate import merge_set, predict_set
+from merging.features import read_features
 from merging.methods import merge_function
 from merging.run import find_bundles, open_bench
 from tests.merge_runs import command, merge_config, merge_here, train_members
@@ -37,6 +40,24 @@ def test_a_ladder_without_a_rung_that_holds_ends_where_advice_points(outputs: Pa
     choice = bench.choice
     predicted = advise_here(command(outputs, "tasks=[dots,level]", "advise=true", "candidates=[average,tsv]"))["rows"]
     assert {row["method"] for row in predicted if row["recommended"]} == {choice}
+
+
+def test_the_rung_taken_passes_its_pictures_once(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["merge=ladder", "merge.rungs=[average]", "merge.after=deep", "merge.images=24", "merge.advice_images=24"]
+    config = merge_config(command(outputs, *given, "tasks=[dots,level]"))
+    bench = open_bench(config, find_bundles(config, outputs)).bench
+    passed: list[bool] = []
+
+    def counted(*args: Any, **more: Any) -> Any:
+        passed.append(more["deep"])
+        return read_features(*args, **more)
+
+    monkeypatch.setattr("merging.workbench.read_features", counted)
+    merge = functools.partial(merge_function(config.merge), bench)
+    merges = merge_set(bench, ["dots", "level"], merge, ["none", "deep"], 24)
+    rows = predict_set(bench, merges, 24)
+    assert len(rows) == 4
+    assert sorted(passed) == [False] * 4 + [True] * 4  # each task alone and merged, training and validation
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from merging import sparse
 from merging.delta import Delta, weighted
+from merging.factor import leading
 from merging.sparse import dare_linear, dare_ties, magnitude_prune, thresholds, ties
 from tests.merge_cases import dense, distance, make_case, merge, one_thread  # noqa: F401
 
@@ -114,6 +115,20 @@ def test_truncated_to_a_rank(name: str) -> None:
         u, s, vh = torch.linalg.svd(x, full_matrices=False)
         assert cut[module][0].shape[1] == 4
         assert torch.allclose(dense(cut)[module], u[:, :4] * s[:4] @ vh[:4], atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12)])
+def test_leading_directions_of_poor_matrices(shape: tuple[int, int]) -> None:
+    """Of lower rank than asked for, with singular values over seven decades, and zero."""
+    generator = torch.Generator().manual_seed(8)
+    u, v = (torch.linalg.qr(torch.randn(n, 3, dtype=torch.float64, generator=generator))[0] for n in shape)
+    sizes = torch.tensor([[1.0, 1e-3, 1e-7], [5.0, 4.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    matrices = torch.stack([u * size @ v.mT for size in sizes])
+    left, found, right = leading(matrices, 5)
+    assert torch.allclose((left * found.unsqueeze(-2)) @ right.mT, matrices, atol=1e-14)
+    assert torch.allclose(found[:, :3], sizes, atol=1e-14)
+    assert (found > 0).sum(-1).tolist() == [3, 2, 0]
+    assert not left[found.unsqueeze(-2).expand_as(left) == 0].any()
 
 
 def random_entries(count: int, *, whole: bool) -> dict[str, Delta]:
