@@ -22,7 +22,7 @@ from lightning_modules.module import warmup_cosine
 from merging.delta import Delta, Weights, require
 from merging.gram import Grams, gram
 from merging.methods import merge_members, shipped
-from merging.predict import output_drift
+from merging.predict import output_drift, tolerance
 from merging.svd import svd
 from merging.workbench import Workbench, outputs
 
@@ -54,12 +54,12 @@ def distill(
 ) -> Delta:
     """Starts at a closed form and moves low-rank factors by Adam until held-out answers stop getting nearer.
 
-    loss = sum over tasks of |z - z_i|^2 / var(z_i) + |h_i(z) - h_i(z_i)|^2 / var(h_i(z_i)), with z the merged class
-    token, z_i the single-adapter model's, h_i its frozen head. No label is read. One step passes ``batch`` images of
-    each task through the backbone at once; the teachers' answers are computed once. The kept
-    factors are those with the lowest geometric mean of the members' drifts on ``HELD_OUT`` training images per task,
-    looked at every ``CHECK_EVERY`` steps: a member whose answers move a lot whatever is done (emotion) must not decide
-    alone.
+    loss = sum over tasks of |z - z_i|^2 / var(z_i) + |h_i(z) - h_i(z_i)|^2 / t_i, means over images and numbers, with z
+    the merged class token, z_i the single-adapter model's, h_i its frozen head and t_i the ``predict.tolerance`` of its
+    answers, so that capacity goes to the tasks that can least do without. No label is read. One step passes ``batch``
+    images of each task through the backbone at once; the teachers' answers are computed once. The kept factors are
+    those with the lowest geometric mean of the members' drifts on ``HELD_OUT`` training images per task, looked at
+    every ``CHECK_EVERY`` steps: a member whose answers move a lot whatever is done (emotion) must not decide alone.
 
     The curve (step, seconds, loss, mean drift, worst drift) goes to ``bench.scratch/distill-*.csv``, a checkpoint
     beside it, from which a run that was killed goes on.
@@ -175,8 +175,10 @@ class _Pool:
         if len(self.pixels) <= HELD_OUT:
             raise CommandError(f"merge.images={images}: distillation needs more than {HELD_OUT} images of {task}.")
         self.count = len(self.pixels) - HELD_OUT
-        own = outputs(bench.members[task].head, self.wanted)
-        self.feature_scale, self.output_scale = float(self.wanted.var(0).mean()), float(own.var(0).mean())
+        member = bench.members[task]
+        own = outputs(member.head, self.wanted)
+        self.feature_scale = float(self.wanted.var(0).mean())
+        self.output_scale = max(tolerance(member.task, own, member.validation), 1e-12)
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, float, float]:
         rows = torch.randint(self.count, (batch,), generator=generator)

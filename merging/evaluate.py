@@ -113,14 +113,13 @@ def predict_set(bench: Workbench, merges: Sequence[Merged], count: int) -> list[
         member = bench.members[task]
         single = outputs(member.head, bench.single(task, "val", count))
         features = bench.merged(merges[0].delta_of(task), task, "val", count, deep=deep)
-        known = member.bundle.card.get("validation") or {}
         targets = bench.targets(task, "val", count)
         sizes = ((member.bundle.card.get("data") or {}).get("counts") or {}).get("test") or {}
         for merged in merges:
             given = features if merged.realign == "deep" else class_token(features, bench.width)
             answers = outputs(merged.heads[task], given)
             predicted, low, high = predict_retention(
-                member.task, single, answers, known, targets, sum(sizes.values()) or None
+                member.task, single, answers, member.validation, targets, sum(sizes.values()) or None
             )
             rows.append(
                 {

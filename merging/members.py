@@ -41,6 +41,11 @@ class Member:
     def name(self) -> str:
         return self.task.name
 
+    @property
+    def validation(self) -> dict[str, float]:
+        """Its metrics on the validation images when it was trained; empty where the bundle does not tell."""
+        return self.bundle.card.get("validation") or {}
+
 
 def bundle_path(outputs: Path, task: str, rank: int, seed: int) -> Path:
     """Where training publishes the adapter of a task, rank and seed."""

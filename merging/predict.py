@@ -118,13 +118,20 @@ def output_drift(task: Task, single: Tensor, merged: Tensor) -> float:
 def tolerance(task: Task, single: Tensor, known: Mapping[str, float]) -> float:
     """Mean square of a head output's change that counts as one: what costs each task about as much as it costs another.
 
-    For numbers and points the square of the single model's own validation error, since a change adds to it; for classes
-    the variance of the logits over images.
+    The scale is that of a likelihood, a change of the tolerance costs half a nat. For numbers and points that is the
+    square of the single model's own validation error, since a change adds to it. For classes it is, to second order
+    and for changes of all logits alike, T^2 / sum_c p_c (1 - p_c), with p the probabilities at the temperature T at
+    which they are as sure as the model is right: who is often wrong may change more.
 
     Args:
         single: (n, out) the single-adapter model's outputs.
-        known: its validation metrics; where the error is not among them the variance stands in.
+        known: its validation metrics; where its metric (for classes the accuracy) is not among them, the variance of
+            the outputs over images stands in.
     """
+    if task.kind == "classification" and "accuracy" in known:
+        heat = temperature(single.double(), known["accuracy"])
+        p = (single.double() / heat).softmax(1)
+        return heat**2 / max(float((p * (1 - p)).sum(1).mean()), 1e-12)
     error = known.get(task.metric)
     if error and task.kind == "regression":
         return float(error) ** 2

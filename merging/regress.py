@@ -48,8 +48,8 @@ def regress(
         ridge: share of the mean eigenvalue, above 0.
         class_weight: how many patch tokens a class token counts for.
         stride: only every how-manieth patch token is fitted; more images teach more than all tokens of few.
-        by_error: l_i is multiplied by the variance of the task's head outputs over ``predict.tolerance``, so that
-            tasks that tell finer differences than classes (ages, points) get more say.
+        by_error: of numbers and points l_i is multiplied by the variance of the head outputs over
+            ``predict.tolerance``, so that they, which tell finer differences than classes, get more say.
     """
     require(images >= 1, "images", images, "a whole number from 1")
     require(ridge > 0, "ridge", ridge, "a number above 0")
@@ -87,9 +87,10 @@ def regress(
 def _say(bench: Workbench, task: str, images: int) -> float:
     """By how much more than a classifier's the outputs of a task must stay where they were."""
     member = bench.members[task]
+    if member.task.kind == "classification":
+        return 1.0
     own = outputs(member.head, bench.single(task, "train", images))
-    known = member.bundle.card.get("validation") or {}
-    return float(own.var(0).mean()) / max(tolerance(member.task, own, known), 1e-12)
+    return float(own.var(0).mean()) / max(tolerance(member.task, own, member.validation), 1e-12)
 
 
 @dataclass(frozen=True)
