@@ -22,6 +22,7 @@ from merging.linear import cat
 from merging.members import read_member
 from merging.methods import require_delta
 from merging.model import load
+from merging.run import find_bundles, open_bench
 from reporting.examples import read_examples
 from tests.conftest import SIZE, TINY
 from tests.merge_cases import SHIPPED
@@ -238,6 +239,24 @@ def test_distillation_brings_answers_nearer_and_resumes_to_the_same(
     merge_here(pair)
     (again,) = (run.path / "scratch").glob("distill-*.csv")
     assert [float(line.split(",")[3]) for line in again.read_text().splitlines()[1:]] == drifts
+
+
+def test_distillation_counts_changes_of_numbers_in_the_models_own_error(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from merging import distill as module
+
+    monkeypatch.setattr(module, "HELD_OUT", 8)
+    config = merge_config(command(outputs, "tasks=[leaves,level]"))
+    bench = open_bench(config, find_bundles(config, outputs)).bench
+    pool = module._Pool(bench, "level", 100, mirror=False)
+    drawn = pool.draw(4, torch.Generator().manual_seed(0))
+    head, error = bench.members["level"].head, bench.members["level"].validation["rmse"]
+    moved = drawn[1] + 0.1
+    loss = module._loss(lambda _: moved, bench, {"level": head}, {"level": drawn})
+    change = ((head(moved) - head(drawn[1])) / error).square().mean()
+    assert error > 0
+    assert float(loss) == pytest.approx(float(0.01 / bench.single("level", "train", 100).var(0).mean() + change))
 
 
 def test_widened_distillation_changes_more_projections_and_loads_in_peft(
