@@ -4,8 +4,8 @@
     python benchmarks/advice.py rows DUMPS docs/results/advice.csv      predicts from val, measures on test
     python benchmarks/advice.py tell docs/results/advice.csv --draw docs/advice.svg
 
-``tell`` also reads ``docs/results/merges.csv``. Test labels are read for what is measured alone. ``rows`` predicts anew
-by the present code, so a change of the predictor needs no merge.
+Test labels are read for what is measured alone. ``rows`` predicts anew by the present code, so a change of the
+predictor needs no merge.
 """
 
 import argparse

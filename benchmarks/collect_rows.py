@@ -1,7 +1,8 @@
 """Rows of finished runs as the CSV files that are committed: python benchmarks/collect_rows.py OUTPUTS ... docs/results
 
-``merges.csv`` has a row for each member of each merged set (also of sweeps that are still running) and, as method
-``joint``, of each joint training of N tasks, compared with the adapters alone of 1/N of its rank: the same total.
+``merges_rank*.csv``, a file per rank of the members, have a row for each member of each merged set (also of sweeps that
+are still running) and, as method ``joint``, of each joint training of N tasks, compared with the adapters alone of 1/N of
+its rank: the same total.
 ``table1.csv`` has a row for each training. Rows that the CSV files hold already stay unless they are made anew, so that
 folders of runs can be cleared away. No path of this machine enters them.
 """
@@ -19,6 +20,7 @@ from merging.evaluate import COLUMNS, FURTHER, PREDICTED
 from merging.paired import retention
 from reporting import rows as reporting_rows
 
+MERGES = "merges_rank{}.csv"
 TRAINED = ("data", "backbone", "task", "rank", "seed", "metric", "score", "validation", "best_epoch", "epochs")
 
 
@@ -118,9 +120,11 @@ def main() -> None:
     further = sorted({key for row in all_trained for key in row} - set(TRAINED))
     write(table, (*TRAINED, *further), all_trained)
     merged = [row for outputs in options.outputs for row in (*merge_rows(outputs), *joint_rows(outputs, trained))]
-    table = options.results / "merges.csv"
-    merged += earlier_rows(table, _KEYS, merged)
-    write(table, (*COLUMNS, *FURTHER, *PREDICTED, "init_seed"), sorted(merged, key=_place))
+    for table in sorted(options.results.glob(MERGES.format("*"))):
+        merged += earlier_rows(table, _KEYS, merged)
+    for rank in sorted({str(row["rank"]) for row in merged}):
+        rows = sorted((row for row in merged if str(row["rank"]) == rank), key=_place)
+        write(options.results / MERGES.format(rank), (*COLUMNS, *FURTHER, *PREDICTED, "init_seed"), rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The study's Tables II to VIII beside ours, and all our methods:  python benchmarks/study_tables.py docs/results
 
-Reads the folder's result rows (``merges.csv``, ``table1.csv``) and writes ``study_tables.md``, ``methods.md`` and the
+Reads the folder's result rows (``merges_rank*.csv``, ``table1.csv``) and writes ``study_tables.md``, ``methods.md`` and the
 table of merges and readouts, ``realigned.md``, there. ``--tasks FILE`` says which of our tasks stands in for which of
 the study's; ``--page docs/merging.md`` puts the lines of some merges (``--methods``) into that page, too. Ours are
 measured on other data, so what compares is the share that is left of each adapter's own score ("of alone"), not the
@@ -74,7 +74,7 @@ def methods_markdown(found: Collected, tasks: Iterable[str]) -> str:
         "Retention: score / score of the adapter alone (inverse for RMSE and NME). Mean and minimum over all members "
         "of all sets of a seed, then mean ± standard deviation over seeds (number of seeds). Images: unlabeled ones "
         "per task. Rows over fewer sets do not compare with those over all. Realigned heads were fitted anew and may "
-        "read more: compare them with `frozen`, realigned alike, in `merges.csv`.",
+        "read more: compare them with `frozen`, realigned alike, in the rows.",
     ]
     for backbone in sorted({row["backbone"] for row in rows}):
         tables = []

@@ -1,5 +1,7 @@
 """The study's tables beside those of stand-in tasks, from drawn rows."""
 
+import csv
+import json
 import re
 import statistics
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.collect_rows import earlier_rows
+from benchmarks.collect_rows import main as collect_rows
 from benchmarks.study_tables import TASKS, draw_members, methods_markdown, study_markdown
 from reporting.load import collect
 from reporting.realigned import HEAD, realigned_markdown, with_lines
@@ -175,6 +178,32 @@ def test_earlier_rows_stay_until_they_are_made_anew(tmp_path: Path) -> None:
     names = ("rank", "seed", "set", "task", "init_seed")
     assert [kept["score"] for kept in earlier_rows(tmp_path / "merges.csv", names, made)] == ["0.6"]
     assert earlier_rows(tmp_path / "none.csv", names, made) == []
+
+
+def test_rows_of_runs_join_those_of_cleared_runs_a_file_per_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def collected() -> dict[str, list[tuple[str, str]]]:
+        monkeypatch.setattr("sys.argv", ["collect_rows.py", str(tmp_path / "out"), str(tmp_path / "rows")])
+        collect_rows()
+        return {
+            file.name: [(line["seed"], line["score"]) for line in csv.DictReader(file.open(encoding="utf-8"))]
+            for file in sorted((tmp_path / "rows").glob("merges*.csv"))
+        }
+
+    sets = tmp_path / "out" / "runs" / "merge-pairs-cat" / "sets"
+    sets.mkdir(parents=True)
+    (tmp_path / "rows").mkdir()
+    measured = {"predicted": None, "init_seed": "shared"}
+    for rank, score in ((16, 0.7), (64, 0.6)):
+        rows = [row("stars", "land+stars", score, rank=rank) | measured]
+        (sets / f"{rank}.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    assert collected() == {"merges_rank16.csv": [("0", "0.7")], "merges_rank64.csv": [("0", "0.6")]}
+    for file in sets.iterdir():
+        file.unlink()
+    rows = [row("stars", "land+stars", score, seed=seed) | measured for seed, score in ((1, 0.5), (0, 0.9))]
+    (sets / "again.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    assert collected() == {"merges_rank16.csv": [("0", "0.9"), ("1", "0.5")], "merges_rank64.csv": [("0", "0.6")]}
 
 
 def test_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
