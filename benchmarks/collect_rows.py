@@ -1,8 +1,8 @@
 """Rows of finished runs as the CSV files that are committed: python benchmarks/collect_rows.py OUTPUTS ... docs/results
 
 ``merges_rank*.csv``, a file per rank of the members, have a row for each member of each merged set (also of sweeps that
-are still running) and, as method ``joint``, of each joint training of N tasks, compared with the adapters alone of 1/N of
-its rank: the same total.
+are still running) and, as method ``joint``, of each joint training of N tasks, compared with the adapters alone of 1/N
+of its rank: the same total.
 ``table1.csv`` has a row for each training. Rows that the CSV files hold already stay unless they are made anew, so that
 folders of runs can be cleared away. No path of this machine enters them.
 """
