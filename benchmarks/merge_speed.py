@@ -145,6 +145,7 @@ def sweep(outputs: Path, tasks: list[str], rank: int, seed: int) -> dict[str, An
         command = [sys.executable, str(ROOT / "merge.py"), *shared, *more]
         return seconds(lambda: subprocess.run(command, check=True, capture_output=True, cwd=ROOT))
 
+    run(f"tasks=[{','.join(pairs[0])}]")  # the first process of all reads the libraries from the disk
     together = run("sweep=pairs", f"sweep.of={listed}")
     apart = statistics.mean(run(f"tasks=[{one},{two}]") for one, two in pairs[:: max(1, len(pairs) // 3)])
     composer = Composer("merge", CONF)
