@@ -88,7 +88,7 @@ def _say(bench: Workbench, task: str, images: int) -> float:
     """By how much more than a classifier's the outputs of a task must stay where they were."""
     member = bench.members[task]
     if member.task.kind == "classification":
-        return 1.0
+        return 1.0  # the tolerance of classes takes more from the unsure task than it gives to the others (docs/log.md)
     own = outputs(member.head, bench.single(task, "train", images))
     return float(own.var(0).mean()) / max(tolerance(member.task, own, member.validation), 1e-12)
 
