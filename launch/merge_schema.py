@@ -1,8 +1,10 @@
 """What ``merge.py`` may be told: which adapters, which sets of them, how they are merged and judged."""
 
 import functools
+import hashlib
 import itertools
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,6 +17,7 @@ from launch.schema import Check, Logger, Name, Paths, Strict, Text
 from launch.signature import Argument, function_arguments
 
 GIVEN = ("deltas", "grams", "bench")  # arguments that a merge gets from us
+LONGEST = 24  # characters of a setting that a method's label spells out
 REALIGN = ("none", "linear", "deep")
 Realign = Literal["none", "linear", "deep"]
 Tasks = Annotated[list[Name], Field(min_length=1)]
@@ -32,8 +35,29 @@ def method_file(target: str, root: Path = checks.ROOT) -> tuple[Path | None, str
 @functools.cache
 def method_names(conf: Path = checks.ROOT / "conf") -> dict[str, str]:
     """The shipped methods: name of the yaml -> function."""
+    return {name: merge["_target_"] for name, merge in _shipped(conf).items()}
+
+
+@functools.cache
+def _shipped(conf: Path = checks.ROOT / "conf") -> dict[str, dict[str, Any]]:
     files = sorted((conf / "merge").glob("*.yaml"))
-    return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8"))["_target_"] for file in files}
+    return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}
+
+
+def settings_text(merge: Mapping[str, Any]) -> str:
+    """What differs from the yaml of this name: ``(density=0.5,scale=2.0)``; empty where nothing does.
+
+    Long values (a list of rungs, weights by block) are told by their hash.
+    """
+    own = _shipped().get(str(merge["_target_"]).rpartition(".")[2], {})
+    parts = []
+    for key, value in sorted(merge.items()):
+        if key.startswith("_") or (key in own and own[key] == value):
+            continue
+        text = json.dumps(value, separators=(",", ":"), sort_keys=True).replace('"', "")
+        digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+        parts.append(f"{key}={text if len(text) <= LONGEST else f'#{digest}'}")
+    return f"({','.join(parts)})" if parts else ""
 
 
 def _method(merge: dict[str, Any]) -> Iterator[str]:
@@ -175,18 +199,20 @@ class MergeConfig(Strict):
 
     @property
     def method_name(self) -> str:
-        """What result rows call the merge: the yaml's name, which is the function's."""
+        """The merge's name: the one that was given, else the yaml's, which is the function's."""
         return self.method or str(self.merge["_target_"]).rpartition(".")[2]
 
     @property
     def method_label(self) -> str:
-        """``method_name``, and where it branches."""
-        return self.method_name if self.branch_at is None else f"{self.method_name}_branched_at_{self.branch_at}"
+        """What result rows call the merge: its name, unless one was given the settings, and where it branches."""
+        name = self.method or self.method_name + settings_text(self.merge)
+        return name if self.branch_at is None else f"{name}_branched_at_{self.branch_at}"
 
     @property
     def title(self) -> str:
         """The readable part of the run's name."""
         sets = self.chosen_sets()
         what = "+".join(sets[0]) if len(sets) == 1 else f"{len(sets)}_sets"
-        method = "advice" if self.advise else self.method_label
+        branched = "" if self.branch_at is None else f"_branched_at_{self.branch_at}"
+        method = "advice" if self.advise else self.method_name + branched
         return f"{what}-{method}-r{self.lora.rank}-s{self.seed}"

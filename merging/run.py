@@ -106,7 +106,7 @@ def merge_all(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dic
         rows = [row | told for row, told in zip(rows, expected, strict=True)]
         saved = _save(config, opened, tasks, merges, rows) if _saves(config) else []
         if saved and len(sets) == 1:  # the richest readout's answers, which the run's score is of, too
-            told = {"set": "+".join(tasks), "method": config.method_name, "realign": merges[-1].realign}
+            told = {"set": "+".join(tasks), "method": config.method_label, "realign": merges[-1].realign}
             save_merged_examples(run.path / EXAMPLES, opened.bench, merges[-1], config.split, **told)
         shared = {
             "data": opened.data_name(tasks),

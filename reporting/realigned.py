@@ -37,17 +37,25 @@ def realigned_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
         "the bare backbone. Images (unlabeled, per task) are those of the deep readout; seconds the median of what a "
         "set took with it, of one core of a machine that did other work, too.",
     ]
-    rows = [row for row in merges_of(found, tasks) if row["retention"] is not None]
+    larger = {row["task"] for row in found.merges if tasks < set(row["set"].split("+"))}
+    rows = [
+        row
+        for row in merges_of(found, tasks | larger)
+        if row["retention"] is not None and (row["tasks"] > len(tasks) or tasks.issuperset(row["set"].split("+")))
+    ]
     triples = {stands_for["firerisk"], stands_for["galaxy"]}
+    beyond = sorted({row["tasks"] for row in rows if row["tasks"] > len(tasks)})
     kinds: dict[str, tuple[int, set[str]]] = {
         "pairs": (2, set()), f"triples with {' + '.join(sorted(triples))}": (3, triples),
-        "all six in one": (6, set()), "one task": (1, set()),
+        "all six in one": (6, tasks), **{f"all {size} in one": (size, tasks) for size in beyond},
+        "one task": (1, set()),
     }  # fmt: skip
     for backbone in sorted({row["backbone"] for row in rows}):
         lines = [HEAD, "|---|---|---|---|---|---|---|---|---|"]
         differences = ["| set | rank | merge | raw | linear | deep |", "|---|---|---|---|---|---|"]
         for kind, (size, including) in kinds.items():
-            there = sum(including <= set(names) for names in itertools.combinations(sorted(tasks), size)) * size
+            drawn_from = sorted(tasks) if size <= len(tasks) else sorted(tasks | larger)
+            there = sum(including <= set(names) for names in itertools.combinations(drawn_from, size)) * size
             own = [
                 row
                 for row in rows
@@ -67,13 +75,13 @@ def realigned_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
 
 
 def with_lines(page: str, table: str, methods: Iterable[str]) -> str:
-    """A page with its table of merges made anew of the lines of ``table`` that tell of these methods.
+    """A page with its table of merges made anew of the lines of ``table`` that tell of these methods, however set.
 
     Args:
         page: Markdown that holds a table headed as ``realigned_markdown``'s of one backbone.
     """
     lines = table[table.index(HEAD) :].partition("\n\n")[0].splitlines()
-    kept = lines[:2] + [line for line in lines[2:] if any(f" `{name}`" in line for name in methods)]
+    kept = lines[:2] + [line for line in lines[2:] if any(f" `{name}{end}" in line for name in methods for end in "`(")]
     before, _, rest = page.partition(HEAD)
     _, blank, after = rest.partition("\n\n")
     return before + "\n".join(kept) + blank + after

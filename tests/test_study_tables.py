@@ -15,6 +15,7 @@ from benchmarks.study_tables import TASKS, draw_members, methods_markdown, study
 from reporting.load import collect
 from reporting.realigned import HEAD, realigned_markdown, with_lines
 from reporting.rows import Collected, merge_row, train_rows
+from reporting.tables import NONE
 from tests.report_rows import write_csv
 
 STANDS = {
@@ -178,6 +179,23 @@ def test_earlier_rows_stay_until_they_are_made_anew(tmp_path: Path) -> None:
     names = ("rank", "seed", "set", "task", "init_seed")
     assert [kept["score"] for kept in earlier_rows(tmp_path / "merges.csv", names, made)] == ["0.6"]
     assert earlier_rows(tmp_path / "none.csv", names, made) == []
+
+
+def test_larger_sets_than_the_studys_have_lines_of_their_own_and_settings_stay_apart() -> None:
+    tasks = sorted(STANDS.values())
+    ten = [*tasks, "spiral", "happy"]
+    rows = [row(task, "+".join(ten), 0.72, method="distill(steps=9)") for task in ten]
+    rows += [row(task, "+".join(tasks), 0.76, method="distill") for task in tasks]
+    rows += [row(task, "land+spiral", 0.1) for task in ("land", "spiral")]  # no pair of the study's
+    text = realigned_markdown(found(*rows), STANDS)
+    (line,) = lines(text, "all 8 in one")
+    assert line[1:5] == ["16", "`distill(steps=9)`", "0", NONE]
+    assert line[6] == "0.900 / 0.90"
+    (line,) = lines(text, "all six in one")
+    assert (line[2], line[6]) == ("`distill`", "0.950 / 0.95")
+    assert not lines(text, "pairs")
+    page = with_lines(f"before\n\n{HEAD}\n|---|\n| old |\n\nafter", text, ["distill"])
+    assert [name in page for name in ("`distill(steps=9)`", "`distill`", "old")] == [True, True, False]
 
 
 def test_rows_of_runs_join_those_of_cleared_runs_a_file_per_rank(
