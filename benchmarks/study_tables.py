@@ -31,8 +31,10 @@ from reporting.tables import NONE, PERCENT, Cell, Table, format_score, to_markdo
 TASKS = Path(__file__).with_name("stand_ins") / "study.yaml"
 METHODS = {STUDY_METHOD: "concatenation", "peft_linear": "linear"}  # ours -> the study's name
 SIZES = {2: "Pairs", 3: "Triples"}
-# on the page for users; distill_var is distill before its loss weighed tasks by predict.tolerance
-SHOWN = ("ladder", "distill", "distill_var", "regress", "gram", "cat", "knots_ties", "tsv", "frozen")
+# on the page for users; *_var are of distill before its loss weighed tasks by predict.tolerance
+SHOWN = (
+    "ladder", "ladder_var", "distill", "distill_var", "joint", "regress", "gram", "cat", "knots_ties", "tsv", "frozen",
+)  # fmt: skip
 
 
 def study_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
