@@ -120,7 +120,8 @@ def draw_members(found: Collected, tasks: Iterable[str], rank: int) -> bytes | N
             axis.set_yticks(range(len(labels[name])), list(reversed(labels[name])))
             axis.axvline(1, color="#999999", linewidth=0.8)
             axis.set_title(f"{name}, rank {rank}", loc="left")
-        axis.set_xlabel("retention of each member (dot: mean; orange: a loss that a test set can show; grey: unknown)")
+        told = "retention of each member (dot: mean; orange: a loss that a test set can show; grey: unknown)"
+        figure.supxlabel(told, fontsize=STYLE["font.size"])
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
