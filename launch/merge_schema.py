@@ -205,14 +205,16 @@ class MergeConfig(Strict):
     @property
     def method_label(self) -> str:
         """What result rows call the merge: its name, unless one was given the settings, and where it branches."""
-        name = self.method or self.method_name + settings_text(self.merge)
-        return name if self.branch_at is None else f"{name}_branched_at_{self.branch_at}"
+        return (self.method or self.method_name + settings_text(self.merge)) + self._branched
+
+    @property
+    def _branched(self) -> str:
+        return "" if self.branch_at is None else f"_branched_at_{self.branch_at}"
 
     @property
     def title(self) -> str:
         """The readable part of the run's name."""
         sets = self.chosen_sets()
         what = "+".join(sets[0]) if len(sets) == 1 else f"{len(sets)}_sets"
-        branched = "" if self.branch_at is None else f"_branched_at_{self.branch_at}"
-        method = "advice" if self.advise else self.method_name + branched
+        method = "advice" if self.advise else self.method_name + self._branched
         return f"{what}-{method}-r{self.lora.rank}-s{self.seed}"
