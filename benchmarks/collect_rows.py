@@ -1,8 +1,8 @@
 """Rows of finished runs as the CSV files that are committed: python benchmarks/collect_rows.py OUTPUTS ... docs/results
 
 ``merges_rank*.csv``, a file per rank of the members, have a row for each member of each merged set (also of sweeps that
-are still running) and, as method ``joint``, of each joint training of N tasks, compared with the adapters alone of 1/N
-of its rank: the same total.
+are still running), as method ``joint``, of each joint training of N tasks, compared with the adapters alone of 1/N of
+its rank: the same total, and, as ``head_only``, of each head on the frozen backbone.
 ``table1.csv`` has a row for each training. Rows that the CSV files hold already stay unless they are made anew, so that
 folders of runs can be cleared away. No path of this machine enters them.
 """
@@ -11,7 +11,7 @@ import argparse
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,44 @@ def earlier_rows(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, A
         return [row for row in csv.DictReader(stream) if _key(row, names) not in made]
 
 
+def head_only_rows(outputs: Path, trained: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of heads trained on the frozen backbone, against the adapters of each rank: as ``head_only``, one task."""
+    raw = [
+        {"set": row["task"], "realign": "none", **{name: row[name] for name in ("data", "backbone", "task", "seed")}}
+        | {"metric": row["metric"], "score": row["score"]}
+        for row in trained
+        if not row["rank"]
+    ]
+    deep = [
+        row
+        for result in _results(outputs)
+        if result.get("features") == "deep"
+        for row in reporting_rows.head_only_rows(result)
+        if row["metric"] == result["metric"]
+    ]
+    same = ("backbone", "task", "seed")
+    return [
+        row
+        | {"method": reporting_rows.HEAD_ONLY, "rank": alone["rank"], "single": alone["score"]}
+        | {"retention": retention(row["metric"], row["score"], alone["score"])}
+        for row in [*raw, *deep]
+        for alone in trained
+        if alone["rank"] and _key(alone, same) == _key(row, same)
+    ]
+
+
+def _results(outputs: Path) -> Iterator[dict[str, Any]]:
+    for file in sorted(outputs.glob("runs/train-*/result.json")):
+        yield json.loads(file.read_text(encoding="utf-8"))
+
+
 def joint_rows(outputs: Path, trained: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of joint trainings, told against the trained rows of the same backbone, task and seed."""
     alone = {(row["backbone"], row["task"], row["rank"], row["seed"]): row["score"] for row in trained}
     found = []
-    for file in sorted(outputs.glob("runs/train-joint_*/result.json")):
-        result = json.loads(file.read_text(encoding="utf-8"))
+    for result in _results(outputs):
+        if "tasks" not in result:
+            continue
         rank, tasks = result["lora"]["rank"], sorted(result["tasks"])
         for row in reporting_rows.joint_rows(result):
             of_task = (row["backbone"], row["task"])
@@ -77,9 +109,8 @@ def joint_rows(outputs: Path, trained: Iterable[Mapping[str, Any]]) -> list[dict
 def train_rows(outputs: Path) -> list[dict[str, Any]]:
     """Every training's row with all its test metrics, sorted."""
     rows = []
-    for file in sorted(outputs.glob("runs/train-*/result.json")):
-        result = json.loads(file.read_text(encoding="utf-8"))
-        if "tasks" in result:
+    for result in _results(outputs):
+        if "tasks" in result or result.get("features") == "deep":
             continue
         rows.append(
             {
@@ -119,7 +150,11 @@ def main() -> None:
     all_trained = sorted([*earlier_rows(table, names, trained), *trained], key=lambda row: _key(row, names))
     further = sorted({key for row in all_trained for key in row} - set(TRAINED))
     write(table, (*TRAINED, *further), all_trained)
-    merged = [row for outputs in options.outputs for row in (*merge_rows(outputs), *joint_rows(outputs, trained))]
+    merged = [
+        row
+        for outputs in options.outputs
+        for row in (*merge_rows(outputs), *joint_rows(outputs, trained), *head_only_rows(outputs, trained))
+    ]
     for table in sorted(options.results.glob(MERGES.format("*"))):
         merged += earlier_rows(table, _KEYS, merged)
     for rank in sorted({str(row["rank"]) for row in merged}):

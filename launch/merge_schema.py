@@ -33,14 +33,9 @@ def method_file(target: str, root: Path = checks.ROOT) -> tuple[Path | None, str
 
 
 @functools.cache
-def method_names(conf: Path = checks.ROOT / "conf") -> dict[str, str]:
-    """The shipped methods: name of the yaml -> function."""
-    return {name: merge["_target_"] for name, merge in _shipped(conf).items()}
-
-
-@functools.cache
-def _shipped(conf: Path = checks.ROOT / "conf") -> dict[str, dict[str, Any]]:
-    files = sorted((conf / "merge").glob("*.yaml"))
+def shipped_merges() -> dict[str, dict[str, Any]]:
+    """The ``merge`` section of each shipped yaml, by its name; not to be changed."""
+    files = sorted((checks.ROOT / "conf" / "merge").glob("*.yaml"))
     return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}
 
 
@@ -49,7 +44,7 @@ def settings_text(merge: Mapping[str, Any]) -> str:
 
     Long values (a list of rungs, weights by block) are told by their hash.
     """
-    own = _shipped().get(str(merge["_target_"]).rpartition(".")[2], {})
+    own = shipped_merges().get(str(merge["_target_"]).rpartition(".")[2], {})
     parts = []
     for key, value in sorted(merge.items()):
         if key.startswith("_") or (key in own and own[key] == value):
@@ -85,8 +80,8 @@ def _allows(argument: Argument, value: object) -> bool:
 
 def _candidates(candidates: list[str]) -> Iterator[str]:
     for name in candidates:
-        if name not in method_names():
-            hint = nearest(name, method_names()) or f" Known: {checks.known(method_names())}."
+        if name not in (merges := shipped_merges()):
+            hint = nearest(name, merges) or f" Known: {checks.known(merges)}."
             yield f"candidates={checks.show(candidates)}: there is no merge {name}.{hint}"
 
 

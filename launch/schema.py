@@ -174,6 +174,7 @@ class Training(Strict):
     lora: Lora
     optimizer: Optimizer
     early_stopping: EarlyStopping
+    features: Literal["class_token", "deep"] = Field(description="class_token or deep (at rank 0)")
     feature_views: Annotated[int, Field(ge=1)] | None = Field(
         description="a number of augmented views, 1 or more, or null (pass images in every epoch)"
     )
@@ -190,11 +191,20 @@ class Training(Strict):
     @property
     def title(self) -> str:
         """The readable part of the run's name."""
-        return f"{self.name}-r{self.lora.rank}-s{self.seed}"
+        return f"{self.name}-r{self.lora.rank}{'_deep' if self.features == 'deep' else ''}-s{self.seed}"
+
+
+def _deep_heads(rank: int, features: str) -> Iterator[str]:
+    if rank and features == "deep":
+        yield (
+            f"features=deep: a head beside an adapter (lora.rank={rank}) reads the class token, so that it can be "
+            "merged and realigned. Take lora.rank=0, or merge with realign=deep."
+        )
 
 
 TRAINING_CHECKS: tuple[Check, ...] = (
     (("lora.targets",), checks.targets),
+    (("lora.rank", "features"), _deep_heads),
     (("backbone.weights",), checks.weights),
     (("trainer",), checks.trainer_arguments),
     (("trainer", "hydra.multirun"), checks.one_process_a_job),

@@ -5,8 +5,7 @@ from collections.abc import Iterable
 import lightning as L
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batches import Batch, BatchOrder, TrainLoader, epoch_order, eval_bounds, train_bounds
@@ -55,7 +54,7 @@ class FeatureDataModule(L.LightningDataModule):
     as when images are passed.
 
     Args:
-        backbone: frozen.
+        backbone: images to features (B, d), frozen.
         data: set up.
         views: augmented versions of each training image; without augmentation one is made, whatever is asked for.
         device: where the backbone computes.
@@ -64,7 +63,7 @@ class FeatureDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        backbone: VisionTransformer,
+        backbone: nn.Module,
         data: ImageDataModule,
         views: int,
         device: torch.device,
@@ -104,7 +103,7 @@ class FeatureDataModule(L.LightningDataModule):
 
 @torch.no_grad()
 def frozen_features(
-    backbone: VisionTransformer,
+    backbone: nn.Module,
     batches: Iterable[Batch],
     data: ImageDataModule,
     device: torch.device,

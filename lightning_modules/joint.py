@@ -33,6 +33,7 @@ from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.module import MultiTaskModule
 from lightning_modules.tracking import define_metrics, log_bundle, log_summary
 from lightning_modules.training import fit, load_best, log_pictures, of_stage, run_loggers, to_answers
+from merging.members import bundle_path
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +115,7 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
         }
         if not config.trainer.get("fast_dev_run"):
             result["bundle"] = str(publish_joint(run, config, model, lora, result))
-            name = f"adapter-{config.name}-r{config.lora.rank}-s{config.seed}"
-            log_bundle(opened, run.path / "adapter", name, {"score": result["score"]})
+            log_bundle(opened, run.path / "adapter", f"adapter-{config.title}", {"score": result["score"]})
             for name, task in tasks.items() if trainer.is_global_zero else ():
                 log_pictures(opened, run.path / "pictures" / name, task, module.answers[name], images[name])
             if trainer.is_global_zero:
@@ -145,7 +145,7 @@ def publish_joint(
     for name, single in config.singles().items():
         plain = single.model_dump(mode="json", by_alias=True)
         save_bundle(kept / name, model, name, lora, shared | result["tasks"][name] | {"config": plain})
-    newest = Path(config.paths.outputs) / "adapters" / config.name / f"r{config.lora.rank}-s{config.seed}"
+    newest = bundle_path(Path(config.paths.outputs), config.name, config.lora.rank, config.seed)
     with atomic_folder(newest) as folder:
         shutil.copytree(kept, folder, dirs_exist_ok=True)
     return newest

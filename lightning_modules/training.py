@@ -41,7 +41,9 @@ from lightning_modules.module import AUTOCAST, MultiTaskModule
 from lightning_modules.pictures import Answers, draw_pictures
 from lightning_modules.tasks import Task
 from lightning_modules.tracking import define_metrics, log_bundle, log_picture, log_summary, open_loggers
+from merging.features import DeepFeatures
 from merging.grams import collect_grams
+from merging.members import bundle_path
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,8 @@ log = logging.getLogger(__name__)
 def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
     """Trains, tests and saves one adapter with its head; goes on from the run's last checkpoint when there is one.
 
-    At rank 0 the backbone's features are computed once (``feature_views``) and the head is trained on them.
+    At rank 0 the backbone's features are computed once (``feature_views``) and the head is trained on them; it may
+    read the deep ones (``features``).
 
     Returns:
         The content of ``result.json``.
@@ -66,18 +69,19 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
     task = build_task(config, images)
     torch.manual_seed(config.seed)
     center = None if images.target_mean is None else torch.tensor(images.target_mean)
-    head = MLPHead(backbone.num_features, task.outputs, center)
+    reader = DeepFeatures(backbone) if config.features == "deep" else backbone
+    head = MLPHead(int(reader.num_features), task.outputs, center)
     with run_loggers(run, config, [task.name, f"r{rank}"]) as opened:
         trainer = build_trainer(config, opened, checkpoints, f"val/{task.name}/{task.metric}", task.mode)
         begun = time.perf_counter()
         data: L.LightningDataModule = images
-        model = MultiTaskModel(backbone, {task.name: head})
+        model = MultiTaskModel(reader, {task.name: head})
         fitted = model
         dtype = AUTOCAST.get(str(trainer.precision))
         if rank == 0 and config.feature_views is not None and trainer.world_size == 1:
             if dtype is not None:
                 hold_frozen_weights(backbone, dtype)
-            data = FeatureDataModule(backbone, images, config.feature_views, trainer.strategy.root_device, dtype)
+            data = FeatureDataModule(reader, images, config.feature_views, trainer.strategy.root_device, dtype)
             fitted = MultiTaskModel(nn.Identity(), {task.name: head})
         subsets = {task.name: build_subsets(config, images)}
         module = MultiTaskModule(
@@ -94,6 +98,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
             "data": data_card(images),
             "backbone": backbone_card,
             "lora": config.lora.model_dump() | {"parameters": parameters},
+            "features": config.features,
             "metric": task.metric,
             "score": metrics[task.metric],
             "metrics": metrics,
@@ -209,14 +214,15 @@ def publish(
     The run keeps its own copy, so that training again with other settings loses nothing.
     """
     card = {
-        key: result[key] for key in ("task", "data", "backbone", "lora", "metric", "score", "metrics", "validation")
+        key: result[key]
+        for key in ("task", "data", "backbone", "lora", "features", "metric", "score", "metrics", "validation")
     }
     card |= {"seed": config.seed, "run": run.name, "config_hash": run.hash, "provenance": provenance()}
     card["config"] = run.config
     kept = run.path / "adapter"
     save_bundle(kept, model, config.name, lora, card, grams)
-    newest = Path(config.paths.outputs) / "adapters" / config.name / f"r{config.lora.rank}-s{config.seed}"
+    newest = bundle_path(Path(config.paths.outputs), config.name, config.lora.rank, config.seed, config.features)
     with atomic_folder(newest) as folder:
         shutil.copytree(kept, folder, dirs_exist_ok=True)
-    log_bundle(loggers, kept, f"adapter-{config.name}-r{config.lora.rank}-s{config.seed}", {"score": result["score"]})
+    log_bundle(loggers, kept, f"adapter-{config.title}", {"score": result["score"]})
     return newest

@@ -53,6 +53,20 @@ class TokenReader:
         return torch.cat(parts, dim=1)
 
 
+class DeepFeatures(nn.Module):
+    """A backbone as a module that gives deep features: images (B, 3, S, S) to (B, 2 DEPTH d)."""
+
+    def __init__(self, model: VisionTransformer) -> None:
+        super().__init__()
+        self.model = model
+        self.num_features = deep_width(int(model.num_features))
+
+    def forward(self, images: Tensor) -> Tensor:
+        with TokenReader(self.model) as reader:
+            self.model.forward_features(images)
+            return reader.take()
+
+
 @torch.no_grad()
 def read_features(
     model: VisionTransformer, batches: Iterable[Tensor], *, deep: bool, dtype: torch.dtype | None = None
@@ -64,15 +78,9 @@ def read_features(
         dtype: of autocast; None for float32.
     """
     device = next(model.parameters()).device.type
-    rows = []
     with torch.autocast(device, dtype, enabled=dtype is not None):
-        if not deep:
-            return torch.cat([model(images).float().cpu() for images in batches])
-        with TokenReader(model) as reader:
-            for images in batches:
-                model.forward_features(images)
-                rows.append(reader.take().float().cpu())
-    return torch.cat(rows)
+        reader = DeepFeatures(model) if deep else model
+        return torch.cat([reader(images).float().cpu() for images in batches])
 
 
 def class_token(features: Tensor, width: int) -> Tensor:

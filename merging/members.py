@@ -47,9 +47,9 @@ class Member:
         return self.bundle.card.get("validation") or {}
 
 
-def bundle_path(outputs: Path, task: str, rank: int, seed: int) -> Path:
-    """Where training publishes the adapter of a task, rank and seed."""
-    return outputs / "adapters" / task / f"r{rank}-s{seed}"
+def bundle_path(outputs: Path, task: str, rank: int, seed: int, features: str = "class_token") -> Path:
+    """Where training publishes the adapter of a task, rank and seed; heads that read deep features stand apart."""
+    return outputs / "adapters" / task / f"r{rank}{'_deep' if features == 'deep' else ''}-s{seed}"
 
 
 def require_bundles(outputs: Path, tasks: Sequence[str], rank: int, seed: int) -> list[Path]:

@@ -5,11 +5,9 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import yaml  # type: ignore[import-untyped]
-
-from launch.checks import ROOT
+from launch.checks import known
 from launch.errors import AdapterError, CommandError, nearest
-from launch.merge_schema import method_file
+from launch.merge_schema import method_file, shipped_merges
 from merging.delta import Delta
 from merging.members import Member
 
@@ -39,12 +37,10 @@ def shipped(name: str) -> dict[str, Any]:
     Raises:
         CommandError: there is none of this name.
     """
-    file = ROOT / "conf" / "merge" / f"{name}.yaml"
-    if not file.is_file():
-        known = sorted(path.stem for path in file.parent.glob("*.yaml"))
-        raise CommandError(f"There is no merge {name}.{nearest(name, known) or ' Known: ' + ', '.join(known) + '.'}")
-    content: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return content
+    merges = shipped_merges()
+    if name not in merges:
+        raise CommandError(f"There is no merge {name}.{nearest(name, merges) or f' Known: {known(merges)}.'}")
+    return dict(merges[name])
 
 
 def needs_images(config: Mapping[str, Any]) -> bool:

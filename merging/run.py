@@ -221,6 +221,12 @@ def _open(
     device_name: str,
 ) -> Bench:
     members = {task: read_member(path) for task, path in bundles}
+    for member in members.values():
+        if member.bundle.card.get("features") == "deep":
+            raise AdapterError(
+                f"{member.bundle.path}: its head was trained on deep features (features=deep), which a merge cannot "
+                "realign. Take the adapter's, or a head that reads the class token."
+            )
     check_alike(list(members.values()))
     first = next(iter(members.values())).bundle
     made = first.card["backbone"]

@@ -19,6 +19,7 @@ from reporting.rows import (
     RowError,
     backbone_name,
     fill_retention,
+    head_only_rows,
     joint_rows,
     merge_row,
     merge_rows,
@@ -85,6 +86,8 @@ def _rows_of_result(result: dict[str, Any]) -> tuple[str, list[Row]]:
         return "merge", [row for item in result["rows"] for row in merge_rows(item)]
     if "tasks" in result:
         return "merge", list(joint_rows(result))
+    if result.get("features") == "deep":
+        return "merge", list(head_only_rows(result))
     row = {
         "data": result["data"]["name"], "backbone": backbone_name(result["backbone"]), "task": result["task"]["name"],
         "rank": result["lora"]["rank"], "seed": result["seed"], "metric": result["metric"], "score": result["score"],

@@ -33,7 +33,8 @@ NUMBERS = (
     "high", "passes",
 )  # fmt: skip
 STUDY_METHOD = "cat"  # what the study calls concatenation
-JOINT = "joint"  # one adapter trained on all tasks: not merged, but what merging is measured against
+# not merged, but what merging is measured against: one adapter trained on all tasks; a head on the frozen backbone
+JOINT, HEAD_ONLY = "joint", "head_only"
 Row = dict[str, Any]
 
 
@@ -125,20 +126,46 @@ def joint_rows(result: Mapping[str, Any]) -> Iterator[Row]:
         )  # fmt: skip
 
 
+def head_only_rows(result: Mapping[str, Any]) -> Iterator[Row]:
+    """Rows of a head trained on the frozen backbone's deep features, as if its task alone were merged and realigned.
+
+    Raises:
+        RowError: as ``merge_row``.
+    """
+    yield from merge_rows(
+        {
+            "data": result["data"]["name"], "backbone": backbone_name(result["backbone"]),
+            "set": result["task"]["name"], "task": result["task"]["name"], "method": HEAD_ONLY, "realign": "deep",
+            "rank": 0, "seed": result["seed"], "metric": result["metric"], "score": result["score"],
+            "scores": result["metrics"], "seconds": (result.get("seconds") or {}).get("fit"),
+        }
+    )  # fmt: skip
+
+
 def backbone_name(card: Mapping[str, Any]) -> str:
     """Name and image size, as merge rows have it: vit_base_patch16_224@224."""
     return f"{card['name']}@{card['image_size']}" if card.get("image_size") else str(card["name"])
 
 
 def fill_retention(found: Collected) -> None:
-    """Gives joint rows the score of the adapter alone, where just one has their backbone, rank, seed and metric."""
+    """Tells rows of joint trainings and of heads on the frozen backbone how the adapters do alone.
+
+    A joint row gets the score where just one adapter has its backbone, rank, seed and metric. A head's row becomes one
+    for each rank of which there is just one such adapter.
+    """
     alone: dict[tuple[Any, ...], list[float]] = {}
     for row in found.trains:
         alone.setdefault(_measured(row), []).append(row["score"])
-    for place, row in enumerate(found.merges):
-        singles = alone.get(_measured(row), [])
-        if row["method"] == JOINT and row["single"] is None and len(singles) == 1:
-            found.merges[place] = merge_row(row | {"single": singles[0]})
+    ranks = sorted({row["rank"] for row in found.trains if row["rank"]})
+    told = []
+    for row in found.merges:
+        own = [row]
+        if row["single"] is None and row["method"] in (JOINT, HEAD_ONLY):
+            asked = ranks if row["method"] == HEAD_ONLY else [row["rank"]]
+            singles = [(rank, alone.get(_measured(row | {"rank": rank}), [])) for rank in asked]
+            own = [merge_row(row | {"rank": rank, "single": one[0]}) for rank, one in singles if len(one) == 1] or own
+        told += own
+    found.merges = told
 
 
 def _measured(row: Row) -> tuple[Any, ...]:

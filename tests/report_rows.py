@@ -58,7 +58,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def _common(what: str, name: str, digest: str, seed: int) -> dict[str, Any]:
     return {
-        "schema_version": 1, "what": what, "run": name, "hash": digest, "seed": seed, "name": None,
+        "schema_version": 1, "what": what, "run": name, "hash": digest, "seed": seed, "name": name.split("-")[1],
         "started": "2026-01-01T10:00:00+00:00", "ended": "2026-01-01T10:05:00+00:00",
         "versions": {"torch": "2.9.0"}, "git": {"commit": "c0ffee" + "0" * 34, "dirty": False}, "python": "3.11.2",
     }  # fmt: skip

@@ -273,6 +273,12 @@ def test_keypoints(faults):
     )
 
 
+def test_only_heads_on_the_frozen_backbone_read_deep_features(faults):
+    (text,) = faults(*OWN, "features=deep", "lora.rank=4")
+    assert text.startswith("features=deep: a head beside an adapter (lora.rank=4) reads the class token")
+    assert faults(*OWN, "features=deep", "lora.rank=0") == []
+
+
 def test_sweep_checks_each_value_with_the_first_of_the_others(composer, faults):
     found = faults(
         *OWN, "lora.rank=0,abc,-3", "trainer=auto,ddp", "seed=range(0,3)", "task=glob(class*)", multirun=True

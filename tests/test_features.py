@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.datamodule import ImageDataModule
+from datamodules.datamodule import ImageDataModule, normalize
 from datamodules.image_folder import ImageFolder
 from lightning_modules.features import FeatureDataModule
+from merging.features import deep_width
+from merging.model import load
 from tests.conftest import SIZE
 from tests.runs import draw_folder, draw_points, leaves, overrides, train_here
 
@@ -64,14 +66,36 @@ def test_without_augmentation_one_view_is_enough(vit, images):
     assert len(data.train_views) == 1
 
 
-def test_same_head_as_passing_images(tmp_path):
+@pytest.mark.parametrize("features", ["class_token", "deep"])
+def test_same_head_as_passing_images(tmp_path, features):
     """Without augmentation the two ways see the same features in the same order."""
-    common = ["lora.rank=0", "task.augment=null", "trainer.max_epochs=4", "trainer.precision=32-true"]
+    common = ["lora.rank=0", f"features={features}", "task.augment=null", "trainer.max_epochs=4"]
+    common.append("trainer.precision=32-true")
     cached, _ = train_here(leaves(tmp_path, *common, "feature_views=1"))
     passed, _ = train_here(leaves(tmp_path, *common, "feature_views=null"))
     assert cached["metrics"].keys() == passed["metrics"].keys()
     for name, value in passed["metrics"].items():
         assert cached["metrics"][name] == pytest.approx(value, abs=1e-4)
+
+
+def test_a_head_on_deep_features_stands_beside_the_plain_one_and_answers(tmp_path):
+    train_here(leaves(tmp_path, "lora.rank=0"))
+    plain = (tmp_path / "out/adapters/leaves/r0-s0/card.json").read_bytes()
+    result, run = train_here(leaves(tmp_path, "lora.rank=0", "features=deep", "trainer.precision=32-true"))
+    assert run.path.name.startswith("train-leaves-r0_deep-s0-")
+    assert (tmp_path / "out/adapters/leaves/r0-s0/card.json").read_bytes() == plain
+    model = load(tmp_path / "out/adapters/leaves/r0_deep-s0")
+    assert model.heads["leaves"].hidden.in_features == deep_width(64)
+    data = ImageDataModule(
+        ImageFolder(root=tmp_path / "leaves"), "classification", image_size=SIZE, cache_root=tmp_path / "cache"
+    )
+    data.setup()
+    hits = [
+        model(normalize(batch["image"], model.mean, model.std))["leaves"].argmax(1) == batch["target"]
+        for batch in data.plain_dataloader("test")
+    ]
+    assert torch.cat(hits).float().mean() == pytest.approx(result["score"])
+    assert result["features"] == "deep"  # which tells reports to put it beside the merges
 
 
 def test_points_move_with_their_view(tmp_path):

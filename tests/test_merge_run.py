@@ -63,6 +63,14 @@ def test_every_shipped_method_merges_a_pair(outputs: Path, method: str) -> None:
         assert row["low"] <= row["high"]
 
 
+def test_a_head_on_deep_features_is_no_member(outputs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(outputs / "adapters" / "leaves" / "r2-s0", tmp_path / "deep")
+    card = json.loads((folder / "card.json").read_text()) | {"features": "deep"}
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(AdapterError, match="trained on deep features"):
+        merge_here(command(outputs, "merge=frozen", "tasks=[leaves]", f"+adapters.leaves={folder}", "save=false"))
+
+
 @pytest.mark.parametrize("method", SHIPPED)
 def test_a_shipped_method_goes_by_its_name(method: str) -> None:
     assert merge_config([f"merge={method}", "tasks=[level,leaves]"]).method_label == method

@@ -152,6 +152,19 @@ def test_a_joint_training_stands_beside_the_merges(tmp_path):
     assert found.left_out == []
 
 
+def test_a_head_on_deep_features_stands_beside_the_merges_at_each_rank(tmp_path):
+    for rank, score in ((16, 0.8), (64, 0.9)):
+        write_train_run(tmp_path, "galaxy", rank, score=score, metrics={"accuracy": score, "macro_f1": score})
+    write_train_run(tmp_path, "galaxy", 0, features="deep", score=0.72, metrics={"accuracy": 0.72}, hash="4" * 10)
+    found = collect([tmp_path])
+    assert {row["rank"] for row in found.trains} == {16, 64}
+    told = [[row[name] for name in ("set", "method", "realign", "rank", "single")] for row in found.merges]
+    assert told == [["galaxy", "head_only", "deep", 16, 0.8], ["galaxy", "head_only", "deep", 64, 0.9]]
+    assert [row["retention"] for row in found.merges] == [pytest.approx(0.9), pytest.approx(0.8)]
+    write_train_run(tmp_path, "galaxy", 64, score=0.7, hash="6" * 10)  # which of the two is meant is not known
+    assert [row["rank"] for row in collect([tmp_path]).merges] == [16]
+
+
 def test_the_studys_numbers_are_all_in_the_tables(tmp_path):
     tables = study_tables(collect([tmp_path]))
     assert [table.name for table in tables] == ["I", "II", "III", "IV", "V", "VI", "VII", "VIII"]

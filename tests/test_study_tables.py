@@ -16,7 +16,7 @@ from reporting.load import collect
 from reporting.realigned import HEAD, realigned_markdown, with_lines
 from reporting.rows import Collected, merge_row, train_rows
 from reporting.tables import NONE
-from tests.report_rows import write_csv
+from tests.report_rows import write_csv, write_train_run
 
 STANDS = {
     "firerisk": "land", "galaxy": "stars", "landmarks": "dots",
@@ -222,6 +222,20 @@ def test_rows_of_runs_join_those_of_cleared_runs_a_file_per_rank(
     rows = [row("stars", "land+stars", score, seed=seed) | measured for seed, score in ((1, 0.5), (0, 0.9))]
     (sets / "again.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
     assert collected() == {"merges_rank16.csv": [("0", "0.9"), ("1", "0.5")], "merges_rank64.csv": [("0", "0.6")]}
+
+
+def test_heads_on_the_frozen_backbone_are_rows_at_each_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank, score in ((16, 0.8), (64, 0.9), (0, 0.4)):
+        write_train_run(tmp_path / "out", "galaxy", rank, score=score, validation={"accuracy": score})
+    write_train_run(tmp_path / "out", "galaxy", 0, features="deep", score=0.6, metrics={"accuracy": 0.6}, hash="4" * 10)
+    monkeypatch.setattr("sys.argv", ["collect_rows.py", str(tmp_path / "out"), str(tmp_path)])
+    collect_rows()
+    table = list(csv.DictReader((tmp_path / "table1.csv").open(encoding="utf-8")))
+    assert [(line["rank"], line["score"]) for line in table] == [("0", "0.4"), ("16", "0.8"), ("64", "0.9")]
+    for rank, kept in ((16, {"none": "0.5", "deep": "0.75"}), (64, {"none": "0.444444", "deep": "0.666667"})):
+        lines = list(csv.DictReader((tmp_path / f"merges_rank{rank}.csv").open(encoding="utf-8")))
+        assert {line["method"] for line in lines} == {"head_only"}
+        assert {line["realign"]: line["retention"] for line in lines} == kept
 
 
 def test_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
