@@ -50,9 +50,12 @@ def settings_text(merge: Mapping[str, Any]) -> str:
         if key.startswith("_") or (key in own and own[key] == value):
             continue
         text = json.dumps(value, separators=(",", ":"), sort_keys=True).replace('"', "")
-        digest = hashlib.sha256(text.encode()).hexdigest()[:6]
-        parts.append(f"{key}={text if len(text) <= LONGEST else f'#{digest}'}")
+        parts.append(f"{key}={text if len(text) <= LONGEST else f'#{_digest(text)}'}")
     return f"({','.join(parts)})" if parts else ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def _method(merge: dict[str, Any]) -> Iterator[str]:
@@ -201,6 +204,12 @@ class MergeConfig(Strict):
     def method_label(self) -> str:
         """What result rows call the merge: its name, unless one was given the settings, and where it branches."""
         return (self.method or self.method_name + settings_text(self.merge)) + self._branched
+
+    @property
+    def method_slug(self) -> str:
+        """The label as a part of a folder's name: its settings are told by their hash."""
+        settings = "" if self.method else settings_text(self.merge)
+        return self.method_name + (f"_{_digest(settings)}" if settings else "")
 
     @property
     def _branched(self) -> str:

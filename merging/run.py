@@ -305,7 +305,7 @@ def _save(
     models = Path(config.paths.outputs) / "models"
     saved = []
     for merged in merges:
-        parts = ["+".join(tasks), config.method_name, merged.realign, f"r{config.lora.rank}", f"s{config.seed}"]
+        parts = ["+".join(tasks), config.method_slug, merged.realign, f"r{config.lora.rank}", f"s{config.seed}"]
         path = models / (config.name if config.name and len(merges) == 1 else "-".join(parts))
         own = [row for row in rows if row["realign"] == merged.realign]
         recipe = {

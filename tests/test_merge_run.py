@@ -100,6 +100,15 @@ def test_rows_tell_long_settings_apart() -> None:
     assert all(len(label) < 30 and label.startswith("ladder(rungs=#") for label in labels)
 
 
+def test_models_of_other_settings_stand_side_by_side(outputs: Path) -> None:
+    given = command(outputs, "merge=svd", "tasks=[leaves,level]", "name=null")
+    kept = [Path(merge_here([*given, *more])[0]["models"][0]) for more in ([], ["merge.rank=1"], ["merge.rank=3"])]
+    assert kept[0].name == "leaves+level-svd-none-r2-s0"
+    assert len({(path / "backbone.safetensors").read_bytes() for path in kept}) == 3
+    again, _ = merge_here([*given, "merge.rank=1"])
+    assert again["models"] == [str(kept[1])]
+
+
 def test_a_set_of_one_is_the_adapter_itself(outputs: Path) -> None:
     for realign in ("none", "linear", "deep"):
         result, _ = merge_here(command(outputs, "merge=cat", "tasks=[level]", "save=false", f"realign={realign}"))
