@@ -27,7 +27,7 @@ def search(
     grams: Grams,
     cat_shares: Sequence[float],
     scales: Sequence[float],
-    methods: Sequence[str],
+    candidates: Sequence[str],
     after: Literal["none", "linear", "deep"],
     images: int,
     normalise: Normalise,
@@ -42,7 +42,7 @@ def search(
     Args:
         cat_shares: of ``gram``; 1 is ``cat``.
         scales: weights of the dominating adapter, the one with the largest mean ``conflict.interference``.
-        methods: further merges, as their yaml ships them.
+        candidates: further merges, as their yaml ships them.
         after: what the heads will be realigned by; choose the same as ``realign``.
         images: unlabeled training images per task, at most.
         normalise, ridge: see ``gram``.
@@ -50,8 +50,8 @@ def search(
     Raises:
         CommandError: no candidate, an unknown merge, or ``after`` is none of the three.
     """
-    others = {name: shipped(name) for name in methods}
-    require("search" not in others, "methods", list(methods), "merges other than search")
+    others = {name: shipped(name) for name in candidates}
+    require("search" not in others, "candidates", list(candidates), "merges other than search")
     require(after in ("none", "linear", "deep"), "after", after, "none, linear or deep")
     if not cat_shares:
         raise CommandError("merge.cat_shares=[]: give at least one share from 0 (gram) to 1 (cat).")
@@ -78,7 +78,7 @@ def search(
     for name, settings in others.items():
         other = merge_members(settings | {"weights": weights}, members, bench)
         if other is None:
-            raise CommandError(f"merge.methods={list(methods)}: {name} merges nothing.")
+            raise CommandError(f"merge.candidates={list(candidates)}: {name} merges nothing.")
         consider(other, name)
     bench.choice = best[2]
     log.info("Chosen for %s: %s", "+".join(sorted(deltas)), best[2])

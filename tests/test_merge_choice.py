@@ -80,16 +80,16 @@ def test_a_ladder_that_leads_nowhere_is_refused(outputs: Path, rungs: str, messa
 def test_search_takes_the_candidate_with_the_nearest_answers(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
     given = command(outputs, "merge=search", "tasks=[dots,level]", "merge.images=30", "save=false")
     with caplog.at_level("INFO"):
-        merge_here([*given, "merge.cat_shares=[0.0,1.0]", "merge.methods=[regress,average]"])
+        merge_here([*given, "merge.cat_shares=[0.0,1.0]", "merge.candidates=[regress,average]"])
     told = [record.getMessage() for record in caplog.records if record.name == "merging.search"]
     drifts = {text: float(drift) for text, drift in (line.split(": worst drift ") for line in told[:-1])}
     assert list(drifts)[:2] == ["cat_share 0.0", "cat_share 1.0"]
     assert list(drifts)[3:] == ["regress", "average"]
     assert told[-1] == f"Chosen for dots+level: {min(drifts, key=drifts.__getitem__)}"
     with pytest.raises(CommandError, match=r"There is no merge regres\. Did you mean 'regress'"):
-        merge_here([*given, "merge.methods=[regres]"])
+        merge_here([*given, "merge.candidates=[regres]"])
     with pytest.raises(CommandError, match="merges other than search"):
-        merge_here([*given, "merge.methods=[search]"])
+        merge_here([*given, "merge.candidates=[search]"])
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ SMALL = {  # so that methods which take minutes take a moment
     "gram_seq": ["merge.images=8"],
     "regress": ["merge.images=16"],
     "ladder": ["merge.rungs=[tsv,{svd:{rank:2}}]", "merge.after=none"],
-    "search": ["merge.images=20", "merge.cat_shares=[0.0,1.0]", "merge.methods=[tsv]"],
+    "search": ["merge.images=20", "merge.cat_shares=[0.0,1.0]", "merge.candidates=[tsv]"],
 }
 
 
