@@ -11,17 +11,18 @@ import argparse
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from launch.files import atomic_write
+from launch.labels import lora_settings
 from merging.evaluate import COLUMNS, FURTHER, PREDICTED
 from merging.paired import retention
 from reporting import rows as reporting_rows
 
 MERGES = "merges_rank{}.csv"
-TRAINED = ("data", "backbone", "task", "rank", "seed", "metric", "score", "validation", "best_epoch", "epochs")
+TRAINED = ("data", "backbone", "task", "rank", "lora", "seed", "metric", "score", "validation", "best_epoch", "epochs")
 
 
 def merge_rows(outputs: Path) -> list[dict[str, Any]]:
@@ -32,7 +33,7 @@ def merge_rows(outputs: Path) -> list[dict[str, Any]]:
     return list({_place(row): row for row in rows if "predicted" in row}.values())
 
 
-_KEYS = ("backbone", "rank", "seed", "init_seed", "method", "realign", "images", "set", "task")
+_KEYS = ("backbone", "rank", "seed", "lora", "method", "realign", "images", "set", "task")
 
 
 def _place(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -56,7 +57,13 @@ def earlier_rows(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, A
         return [row for row in csv.DictReader(stream) if _key(row, names) not in made]
 
 
-def head_only_rows(outputs: Path, trained: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def training_results(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """What each finished training says."""
+    files = [file for outputs in folders for file in sorted(outputs.glob("runs/train-*/result.json"))]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def head_only_rows(results: Iterable[Mapping[str, Any]], trained: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of heads trained on the frozen backbone, against the adapters of each rank: as ``head_only``, one task."""
     raw = [
         {"set": row["task"], "realign": "none", **{name: row[name] for name in ("data", "backbone", "task", "seed")}}
@@ -66,7 +73,7 @@ def head_only_rows(outputs: Path, trained: Iterable[Mapping[str, Any]]) -> list[
     ]
     deep = [
         row
-        for result in _results(outputs)
+        for result in results
         if result.get("features") == "deep"
         for row in reporting_rows.head_only_rows(result)
         if row["metric"] == result["metric"]
@@ -82,16 +89,11 @@ def head_only_rows(outputs: Path, trained: Iterable[Mapping[str, Any]]) -> list[
     ]
 
 
-def _results(outputs: Path) -> Iterator[dict[str, Any]]:
-    for file in sorted(outputs.glob("runs/train-*/result.json")):
-        yield json.loads(file.read_text(encoding="utf-8"))
-
-
-def joint_rows(outputs: Path, trained: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def joint_rows(results: Iterable[Mapping[str, Any]], trained: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of joint trainings, told against the trained rows of the same backbone, task and seed."""
     alone = {(row["backbone"], row["task"], row["rank"], row["seed"]): row["score"] for row in trained}
     found = []
-    for result in _results(outputs):
+    for result in results:
         if "tasks" not in result:
             continue
         rank, tasks = result["lora"]["rank"], sorted(result["tasks"])
@@ -106,10 +108,10 @@ def joint_rows(outputs: Path, trained: Iterable[Mapping[str, Any]]) -> list[dict
     return found
 
 
-def train_rows(outputs: Path) -> list[dict[str, Any]]:
-    """Every training's row with all its test metrics, sorted."""
+def train_rows(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The row of each training of one task with all its test metrics; heads on deep features are no such."""
     rows = []
-    for result in _results(outputs):
+    for result in results:
         if "tasks" in result or result.get("features") == "deep":
             continue
         rows.append(
@@ -118,6 +120,7 @@ def train_rows(outputs: Path) -> list[dict[str, Any]]:
                 "backbone": f"{result['backbone']['name']}@{result['backbone']['image_size']}",
                 "task": result["name"],
                 "rank": result["lora"]["rank"],
+                "lora": lora_settings(result["lora"]),
                 "seed": result["seed"],
                 "metric": result["metric"],
                 "score": result["score"],
@@ -127,7 +130,7 @@ def train_rows(outputs: Path) -> list[dict[str, Any]]:
                 **{name: value for name, value in sorted(result["metrics"].items()) if name != result["metric"]},
             }
         )
-    return sorted(rows, key=lambda row: (row["backbone"], row["task"], row["rank"], row["seed"]))
+    return rows
 
 
 def write(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -141,25 +144,24 @@ def write(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("outputs", type=Path, nargs="+", help="folders of runs; trainings are told of the first alone")
+    parser.add_argument("outputs", type=Path, nargs="+", help="folders of runs")
     parser.add_argument("results", type=Path)
     options = parser.parse_args()
-    trained = train_rows(options.outputs[0])
+    results = training_results(options.outputs)
+    trained = train_rows(results)
+    plain = [row for row in trained if not row["lora"]]
     table = options.results / "table1.csv"
-    names = ("backbone", "task", "rank", "seed")
+    names = ("backbone", "task", "rank", "lora", "seed")
     all_trained = sorted([*earlier_rows(table, names, trained), *trained], key=lambda row: _key(row, names))
     further = sorted({key for row in all_trained for key in row} - set(TRAINED))
     write(table, (*TRAINED, *further), all_trained)
-    merged = [
-        row
-        for outputs in options.outputs
-        for row in (*merge_rows(outputs), *joint_rows(outputs, trained), *head_only_rows(outputs, trained))
-    ]
+    merged = [row for outputs in options.outputs for row in merge_rows(outputs)]
+    merged += [*joint_rows(results, plain), *head_only_rows(results, plain)]
     for table in sorted(options.results.glob(MERGES.format("*"))):
         merged += earlier_rows(table, _KEYS, merged)
     for rank in sorted({str(row["rank"]) for row in merged}):
         rows = sorted((row for row in merged if str(row["rank"]) == rank), key=_place)
-        write(options.results / MERGES.format(rank), (*COLUMNS, *FURTHER, *PREDICTED, "init_seed"), rows)
+        write(options.results / MERGES.format(rank), (*COLUMNS, *FURTHER, *PREDICTED, "lora"), rows)
 
 
 if __name__ == "__main__":

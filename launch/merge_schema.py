@@ -1,23 +1,19 @@
 """What ``merge.py`` may be told: which adapters, which sets of them, how they are merged and judged."""
 
-import functools
-import hashlib
 import itertools
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml  # type: ignore[import-untyped]
 from pydantic import Field
 
 from launch import checks
 from launch.errors import nearest
+from launch.labels import digest, merge_settings, shipped_merges
 from launch.schema import Check, Logger, Name, Paths, Strict, Text
 from launch.signature import Argument, function_arguments
 
 GIVEN = ("deltas", "grams", "bench")  # arguments that a merge gets from us
-LONGEST = 24  # characters of a setting that a method's label spells out
 REALIGN = ("none", "linear", "deep")
 Realign = Literal["none", "linear", "deep"]
 Tasks = Annotated[list[Name], Field(min_length=1)]
@@ -30,32 +26,6 @@ def method_file(target: str, root: Path = checks.ROOT) -> tuple[Path | None, str
     if len(parts) != 2 or parts[0] != "merging" or not all(part.isidentifier() for part in [*parts, name]):
         return None, name
     return root.joinpath(*parts).with_suffix(".py"), name
-
-
-@functools.cache
-def shipped_merges() -> dict[str, dict[str, Any]]:
-    """The ``merge`` section of each shipped yaml, by its name; not to be changed."""
-    files = sorted((checks.ROOT / "conf" / "merge").glob("*.yaml"))
-    return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}
-
-
-def settings_text(merge: Mapping[str, Any]) -> str:
-    """What differs from the yaml of this name: ``(density=0.5,scale=2.0)``; empty where nothing does.
-
-    Long values (a list of rungs, weights by block) are told by their hash.
-    """
-    own = shipped_merges().get(str(merge["_target_"]).rpartition(".")[2], {})
-    parts = []
-    for key, value in sorted(merge.items()):
-        if key.startswith("_") or (key in own and own[key] == value):
-            continue
-        text = json.dumps(value, separators=(",", ":"), sort_keys=True).replace('"', "")
-        parts.append(f"{key}={text if len(text) <= LONGEST else f'#{_digest(text)}'}")
-    return f"({','.join(parts)})" if parts else ""
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def _method(merge: dict[str, Any]) -> Iterator[str]:
@@ -203,13 +173,14 @@ class MergeConfig(Strict):
     @property
     def method_label(self) -> str:
         """What result rows call the merge: its name, unless one was given the settings, and where it branches."""
-        return (self.method or self.method_name + settings_text(self.merge)) + self._branched
+        settings = "" if self.method else merge_settings(self.merge)
+        return self.method_name + (f"({settings})" if settings else "") + self._branched
 
     @property
     def method_slug(self) -> str:
         """The label as a part of a folder's name: its settings are told by their hash."""
-        settings = "" if self.method else settings_text(self.merge)
-        return self.method_name + (f"_{_digest(settings)}" if settings else "")
+        settings = "" if self.method else merge_settings(self.merge)
+        return self.method_name + (f"_{digest(settings)}" if settings else "")
 
     @property
     def _branched(self) -> str:

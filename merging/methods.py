@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from launch.checks import known
 from launch.errors import AdapterError, CommandError, nearest
-from launch.merge_schema import method_file, shipped_merges
+from launch.labels import shipped_merges
+from launch.merge_schema import method_file
 from merging.delta import Delta
 from merging.members import Member
 

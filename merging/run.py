@@ -18,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from launch.errors import AdapterError
 from launch.files import write_json
+from launch.labels import lora_settings
 from launch.merge_schema import MergeConfig
 from launch.progress import track
 from launch.runs import Run
@@ -115,7 +116,7 @@ def merge_all(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dic
             "method": config.method_label,
             "rank": config.lora.rank,
             "seed": config.seed,
-            "init_seed": _init_seeds(opened.bench, tasks),
+            "lora": _adapters_label(opened.bench, tasks),
         }
         write_json(file, {"rows": [shared | row for row in rows], "models": saved})
     return summarise(sets, folder, config, opened)
@@ -146,7 +147,7 @@ def summarise(sets: Sequence[Sequence[str]], folder: Path, config: MergeConfig, 
         "split": config.split,
         "backbone": opened.backbone,
         "adapters": {name: _origin(member) for name, member in opened.bench.members.items()},
-        "rows": [{key: row[key] for key in (*COLUMNS, *FURTHER, *PREDICTED, "init_seed", "scores")} for row in rows],
+        "rows": [{key: row[key] for key in (*COLUMNS, *FURTHER, *PREDICTED, "lora", "scores")} for row in rows],
         "models": models,
     }
 
@@ -281,9 +282,10 @@ def _origin(member: Member) -> dict[str, Any]:
     }
 
 
-def _init_seeds(bench: Workbench, tasks: Sequence[str]) -> str | None:
-    found = {(bench.members[task].bundle.card.get("lora") or {}).get("init_seed") for task in tasks}
-    return found.pop() if len(found) == 1 else "mixed"
+def _adapters_label(bench: Workbench, tasks: Sequence[str]) -> str:
+    """How the members were trained otherwise than by default; of several ways, each that occurs."""
+    found = {lora_settings(bench.members[task].bundle.card.get("lora")) for task in tasks}
+    return found.pop() if len(found) == 1 else " + ".join(sorted(label or "default" for label in found))
 
 
 def branching_of(config: MergeConfig) -> Branching | None:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from launch.errors import UserError, nearest
+from launch.labels import lora_settings
 from launch.runs import SCHEMA_VERSION
 from reporting.curves import read_curves
 from reporting.examples import read_examples
@@ -90,7 +91,8 @@ def _rows_of_result(result: dict[str, Any]) -> tuple[str, list[Row]]:
         return "merge", list(head_only_rows(result))
     row = {
         "data": result["data"]["name"], "backbone": backbone_name(result["backbone"]), "task": result["task"]["name"],
-        "rank": result["lora"]["rank"], "seed": result["seed"], "metric": result["metric"], "score": result["score"],
+        "rank": result["lora"]["rank"], "lora": lora_settings(result["lora"]), "seed": result["seed"],
+        "metric": result["metric"], "score": result["score"],
         "epochs": result.get("epochs"), "seconds": (result.get("seconds") or {}).get("fit"),
     }  # fmt: skip
     return "train", list(train_rows(result["metrics"] | row))
@@ -178,9 +180,9 @@ def _take(found: Collected, rows: list[Row], kind: str, origin: int, file: str, 
 
 
 def _key(kind: str, row: Row) -> tuple[Any, ...]:
-    names = ["data", "backbone", "task", "rank", "seed", "metric"]
+    names = ["data", "backbone", "task", "rank", "lora", "seed", "metric"]
     if kind == "merge":
-        names += ["set", "method", "realign", "init_seed", "images"]
+        names += ["set", "method", "realign", "images"]
     return (kind, *(row.get(name) for name in names))
 
 

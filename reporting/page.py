@@ -19,6 +19,7 @@ from reporting.rows import (
     Collected,
     Row,
     higher_is_better,
+    method_label,
     primary_metrics,
 )
 from reporting.summaries import means, own_metric
@@ -112,9 +113,8 @@ def _tiles(found: Collected) -> str:
         (str(len({_merge_of(row) for row in found.merges})), "merges scored"),
         (str(len({row["task"] for row in [*found.trains, *found.merges]})), "tasks"),
     ]
-    if best := means(own_metric(found), lambda row: (row["method"], row["realign"])):
-        (method, realign), mean = max(best.items(), key=lambda item: item[1].mean)
-        name = method if realign == "none" else f"{method} + {realign}"
+    if best := means(own_metric(found), method_label):
+        name, mean = max(best.items(), key=lambda item: item[1].mean)
         tiles.append((name, f"keeps most on average: {mean.mean:.3f} of {mean.number} rows"))
     boxes = "".join(
         f'<div class="tile"><b>{html.escape(value)}</b><span>{html.escape(text)}</span></div>' for value, text in tiles
@@ -127,7 +127,7 @@ def _tiles(found: Collected) -> str:
 
 
 def _merge_of(row: Row) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in ("backbone", "set", "method", "realign", "rank", "seed", "init_seed"))
+    return tuple(row.get(name) for name in ("backbone", "set", "method", "realign", "rank", "seed", "lora"))
 
 
 def _table(table: Table) -> str:

@@ -11,15 +11,12 @@ from reporting.tables import NONE
 
 REALIGNS = ("none", "linear", "deep")  # the columns raw, linear and deep
 HEAD = "| set | rank | merge | seeds | images | seconds | raw | linear | deep |"
-SHARED = "shared"  # the adapters started from the same A, as the study's did
 
 
 def merges_of(found: Collected, tasks: Iterable[str]) -> list[Row]:
-    """Merges of these tasks alone, of adapters that started alike."""
+    """Merges of these tasks alone."""
     known = set(tasks)
-    return [
-        row for row in found.merges if set(row["set"].split("+")) <= known and row.get("init_seed") in (None, SHARED)
-    ]
+    return [row for row in found.merges if set(row["set"].split("+")) <= known]
 
 
 def realigned_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
@@ -77,11 +74,14 @@ def realigned_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
 def with_lines(page: str, table: str, methods: Iterable[str]) -> str:
     """A page with its table of merges made anew of the lines of ``table`` that tell of these methods, however set.
 
+    Merges of adapters that were trained otherwise than by default stay out.
+
     Args:
         page: Markdown that holds a table headed as ``realigned_markdown``'s of one backbone.
     """
     lines = table[table.index(HEAD) :].partition("\n\n")[0].splitlines()
-    kept = lines[:2] + [line for line in lines[2:] if any(f" `{name}{end}" in line for name in methods for end in "`(")]
+    named = [f" `{name}{end}" for name in methods for end in ("` |", "` (", "(")]
+    kept = lines[:2] + [line for line in lines[2:] if any(name in line for name in named) and "` of " not in line]
     before, _, rest = page.partition(HEAD)
     _, blank, after = rest.partition("\n\n")
     return before + "\n".join(kept) + blank + after
@@ -90,8 +90,8 @@ def with_lines(page: str, table: str, methods: Iterable[str]) -> str:
 def _realigned_lines(start: str, rows: Sequence[Row], there: int) -> list[str]:
     """A line for each method, the best first; those with a readout above the others."""
     lines = []
-    for method in {row["method"] for row in rows}:
-        own = [row for row in rows if row["method"] == method]
+    for method in {_name(row) for row in rows}:
+        own = [row for row in rows if _name(row) == method]
         images = max(row["images"] or 0 for row in own)
         own = [row for row in own if row["images"] in (0, None, images)]
         cells, best, counts = [], (False, 0.0), set()
@@ -105,24 +105,29 @@ def _realigned_lines(start: str, rows: Sequence[Row], there: int) -> list[str]:
         seeds = sorted({row["seed"] for row in own})
         some_only = "" if counts == {there * len(seeds)} else f" ({min(counts)} of {there * len(seeds)})"
         text = (
-            f"{start} | `{method}`{some_only} | {' '.join(map(str, seeds))} | {images or NONE} | "
+            f"{start} | {method}{some_only} | {' '.join(map(str, seeds))} | {images or NONE} | "
             f"{f'{statistics.median(seconds):.3g}' if seconds else NONE} | {' | '.join(cells)} |"
         )
         lines.append((not best[0], -best[1], text))
     return [text for *_, text in sorted(lines)]
 
 
+def _name(row: Row) -> str:
+    """The merge and, where they were trained otherwise than by default, its adapters."""
+    return f"`{row['method']}`" + (f" of {row['lora']}" if row.get("lora") else "")
+
+
 def _difference_lines(start: str, rows: Sequence[Row]) -> list[str]:
     """A line for each method but ``cat``, the best first; those with a readout above the others."""
 
     def by_member(method: str, realign: str) -> dict[tuple[str, int, str], float]:
-        some = [row for row in rows if (row["method"], row["realign"]) == (method, realign)]
+        some = [row for row in rows if (_name(row), row["realign"]) == (method, realign)]
         images = max((row["images"] or 0 for row in some), default=0)
         return {(r["set"], r["seed"], r["task"]): r["retention"] for r in some if (r["images"] or 0) == images}
 
-    sums = {realign: by_member(STUDY_METHOD, realign) for realign in REALIGNS}
+    sums = {realign: by_member(f"`{STUDY_METHOD}`", realign) for realign in REALIGNS}
     lines = []
-    for method in {row["method"] for row in rows} - {STUDY_METHOD}:
+    for method in {_name(row) for row in rows} - {f"`{STUDY_METHOD}`"}:
         cells, best = [], (False, 0.0)
         for realign in REALIGNS:
             own = by_member(method, realign)
@@ -132,7 +137,7 @@ def _difference_lines(start: str, rows: Sequence[Row]) -> list[str]:
             if both:
                 best = (realign != "none", statistics.fmean(values))
         if set(cells) != {NONE}:
-            lines.append((not best[0], -best[1], f"{start} | `{method}` | {' | '.join(cells)} |"))
+            lines.append((not best[0], -best[1], f"{start} | {method} | {' | '.join(cells)} |"))
     return [text for *_, text in sorted(lines)]
 
 

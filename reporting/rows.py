@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launch.checks import HIGHER_IS_BETTER
+from launch.labels import lora_settings
 
 MERGE_COLUMNS = (
     "data", "backbone", "set", "method", "realign", "rank", "seed", "task", "metric", "score", "single", "head_only",
@@ -16,7 +17,7 @@ MERGE_COLUMNS = (
 )  # fmt: skip
 MERGE_DEMANDED = ("data", "backbone", "set", "method", "rank", "seed", "task", "metric", "score")
 MERGE_FURTHER = (
-    "init_seed",
+    "lora",
     "retention_low",
     "retention_high",
     "predicted",
@@ -25,7 +26,7 @@ MERGE_FURTHER = (
     "passes",
     "choice",
 )  # only some merges know them
-TRAIN_COLUMNS = ("data", "backbone", "task", "rank", "seed", "metric", "score", "primary", "epochs", "seconds")
+TRAIN_COLUMNS = ("data", "backbone", "task", "rank", "lora", "seed", "metric", "score", "primary", "epochs", "seconds")
 TRAIN_DEMANDED = ("data", "backbone", "task", "rank", "seed", "metric", "score")
 INTEGERS = ("rank", "seed", "images", "epochs")
 NUMBERS = (
@@ -81,9 +82,6 @@ def merge_row(given: Mapping[str, Any]) -> Row:
         raise RowError(f"task={row['task']} is no member of set={row['set']}")
     row["set"], row["tasks"] = "+".join(sorted(members)), len(members)
     row["realign"] = row["realign"] or "none"
-    if row.get("init_seed") is not None:  # one per member where they differ
-        seeds = row["init_seed"]
-        row["init_seed"] = "+".join(map(str, seeds)) if isinstance(seeds, list) else str(seeds)
     if row["retention"] is None and row["single"] and row["score"]:
         higher = higher_is_better(row["metric"])
         row["retention"] = row["score"] / row["single"] if higher else row["single"] / row["score"]
@@ -119,7 +117,8 @@ def joint_rows(result: Mapping[str, Any]) -> Iterator[Row]:
             {
                 "data": "+".join(sorted({item["data"]["name"] for item in parts.values()})),
                 "backbone": backbone_name(result["backbone"]), "set": "+".join(parts), "method": JOINT,
-                "rank": result["lora"]["rank"], "seed": result["seed"], "task": name, "metric": part["metric"],
+                "rank": result["lora"]["rank"], "lora": lora_settings(result["lora"]), "seed": result["seed"],
+                "task": name, "metric": part["metric"],
                 "score": part["score"], "scores": part["metrics"],
                 "seconds": (result.get("seconds") or {}).get("fit"),
             }
@@ -169,7 +168,7 @@ def fill_retention(found: Collected) -> None:
 
 
 def _measured(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("backbone", "task", "rank", "seed", "metric"))
+    return tuple(row.get(name) for name in ("backbone", "task", "rank", "lora", "seed", "metric"))
 
 
 def train_rows(given: Mapping[str, Any]) -> Iterator[Row]:
@@ -188,8 +187,9 @@ def train_rows(given: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def method_label(row: Row) -> str:
-    """``cat``, ``gram + linear``: the method and what was realigned after it."""
-    return row["method"] if row["realign"] == "none" else f"{row['method']} + {row['realign']}"
+    """``cat``, ``gram + linear (max_norm=0.1)``: the method, what was realigned after it, and unusual adapters."""
+    label = row["method"] if row["realign"] == "none" else f"{row['method']} + {row['realign']}"
+    return f"{label} ({row['lora']})" if row.get("lora") else str(label)
 
 
 def higher_is_better(metric: str) -> bool:

@@ -88,15 +88,16 @@ def _alone(found: Collected) -> Table:
     headings += [f"{_rank(rank)}: ours" for rank in further]
     body = []
     for task, metric in _lines(numbers, found):
-        places = _places(found.trains, task, metric)
-        for data, backbone in places or [(NONE, NONE)]:
-            row = [Cell(task), Cell(metric), Cell(data), Cell(backbone)]
+        some = [item for item in found.trains if (item["task"], item["metric"]) == (task, metric)]
+        places = sorted({(item["data"], item["backbone"], item.get("lora") or "") for item in some})
+        for data, backbone, lora in places or [(NONE, NONE, "")]:
+            row = [Cell(f"{task} ({lora})" if lora else task), Cell(metric), Cell(data), Cell(backbone)]
             for rank in [*ranks, *further]:
                 ours = [
                     (place, item)
                     for place, item in enumerate(found.trains)
                     if (item["task"], item["metric"], item["rank"]) == (task, metric, rank)
-                    and (item["data"], item["backbone"]) == (data, backbone)
+                    and (item["data"], item["backbone"], item.get("lora") or "") == (data, backbone, lora)
                 ]
                 if rank in ranks:
                     row.append(_study(numbers, task, metric, task, rank))

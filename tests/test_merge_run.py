@@ -100,6 +100,17 @@ def test_rows_tell_long_settings_apart() -> None:
     assert all(len(label) < 30 and label.startswith("ladder(rungs=#") for label in labels)
 
 
+def test_rows_tell_how_their_adapters_were_trained_otherwise(outputs: Path, tmp_path: Path) -> None:
+    given = command(outputs, "merge=cat", "tasks=[leaves,level]", "save=false")
+    assert {row["lora"] for row in merge_here(given)[0]["rows"]} == {""}
+    folder = shutil.copytree(outputs / "adapters" / "leaves" / "r2-s0", tmp_path / "capped")
+    card = json.loads((folder / "card.json").read_text())
+    card["lora"]["max_norm"] = 0.1
+    (folder / "card.json").write_text(json.dumps(card))
+    result, _ = merge_here([*given, f"+adapters.leaves={folder}"])
+    assert {row["lora"] for row in result["rows"]} == {"default + max_norm=0.1"}
+
+
 def test_models_of_other_settings_stand_side_by_side(outputs: Path) -> None:
     given = command(outputs, "merge=svd", "tasks=[leaves,level]", "name=null")
     kept = [Path(merge_here([*given, *more])[0]["models"][0]) for more in ([], ["merge.rank=1"], ["merge.rank=3"])]

@@ -8,7 +8,7 @@ import pytest
 from launch.errors import UserError
 from reporting.load import collect
 from reporting.making import write_report
-from reporting.rows import RowError, merge_row, primary_metrics, train_rows
+from reporting.rows import RowError, merge_row, method_label, primary_metrics, train_rows
 from reporting.study import study_numbers
 from reporting.summaries import front, means, own_metric, pairs
 from reporting.tables import study_tables, to_markdown
@@ -113,13 +113,13 @@ def test_retention_is_worked_out_when_it_is_missing():
 
 
 def test_a_merges_other_metrics_are_rows_of_their_own(tmp_path):
-    row = merge_rows(1)[0] | {"scores": {"accuracy": 0.7, "macro_f1": 0.6, "loss": 1.0}, "init_seed": [0, 1]}
+    row = merge_rows(1)[0] | {"scores": {"accuracy": 0.7, "macro_f1": 0.6, "loss": 1.0}, "lora": "max_norm=0.1"}
     write_merge_run(tmp_path, [row])
     write_merge_run(tmp_path, [row], digest="9999999999", split="val")
     found = collect([tmp_path])
-    assert [(item["metric"], item["retention"], item["init_seed"]) for item in found.merges] == [
-        ("accuracy", row["retention"], "0+1"),
-        ("macro_f1", None, "0+1"),
+    assert [(item["metric"], item["retention"], item["lora"]) for item in found.merges] == [
+        ("accuracy", row["retention"], "max_norm=0.1"),
+        ("macro_f1", None, "max_norm=0.1"),
     ]
     assert found.merges[1]["score"] == 0.6
     write_merge_run(tmp_path, [{"task": "galaxy", "predicted": 0.9}], digest="8888888888")
@@ -150,6 +150,19 @@ def test_a_joint_training_stands_beside_the_merges(tmp_path):
     assert rows["age_regression", "rmse_years"]["score"] == 10.0
     assert rows["galaxy", "accuracy"]["set"] == "age_regression+galaxy"
     assert found.left_out == []
+
+
+def test_adapters_trained_otherwise_have_lines_of_their_own(tmp_path):
+    write_train_run(tmp_path, "galaxy", 16, score=0.8)
+    capped = {"rank": 16, "max_norm": 0.1, "init_seed": "shared", "parameters": 9}
+    write_train_run(tmp_path, "galaxy", 16, score=0.6, lora=capped, hash="7" * 10)
+    table = study_tables(collect([tmp_path]))[0]
+    lines = [[cell.text for cell in row] for row in table.rows]
+    ours = {line[0]: line[5] for line in lines if line[0].startswith("galaxy") and line[1] == "accuracy"}
+    assert ours == {"galaxy": "80.0", "galaxy (max_norm=0.1)": "60.0"}
+    row = merge_rows(1)[0]
+    assert method_label(merge_row(row | {"realign": "deep", "lora": "max_norm=0.1"})) == "cat + deep (max_norm=0.1)"
+    assert method_label(merge_row(row | {"lora": ""})) == "cat"
 
 
 def test_a_head_on_deep_features_stands_beside_the_merges_at_each_rank(tmp_path):

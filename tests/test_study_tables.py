@@ -50,7 +50,7 @@ def test_ours_stand_beside_the_study_under_their_own_names() -> None:
             *(row("stars", "land+stars", score, seed=seed) for seed, score in enumerate(scores)),
             row("stars", "land+stars", 0.5, method="peft_linear"),
             row("stars", "land+stars", 0.79, realign="deep"),  # not what the study did
-            row("stars", "land+stars", 0.1, init_seed="per_task"),
+            row("stars", "land+stars", 0.1, lora="init_seed=per_task"),
         ),
         STANDS,
     )
@@ -176,7 +176,7 @@ def test_differences_are_of_the_same_members_and_their_interval_of_whole_sets() 
 def test_earlier_rows_stay_until_they_are_made_anew(tmp_path: Path) -> None:
     write_csv(tmp_path / "merges.csv", [row("stars", "land+stars", 0.7), row("stars", "land+stars", 0.6, seed=1)])
     made = [row("stars", "land+stars", 0.8)]
-    names = ("rank", "seed", "set", "task", "init_seed")
+    names = ("rank", "seed", "set", "task", "lora")
     assert [kept["score"] for kept in earlier_rows(tmp_path / "merges.csv", names, made)] == ["0.6"]
     assert earlier_rows(tmp_path / "none.csv", names, made) == []
 
@@ -198,6 +198,18 @@ def test_larger_sets_than_the_studys_have_lines_of_their_own_and_settings_stay_a
     assert [name in page for name in ("`distill(steps=9)`", "`distill`", "old")] == [True, True, False]
 
 
+def test_adapters_trained_otherwise_have_lines_of_their_own() -> None:
+    own = {"stars": 0.6, "land": 0.7}
+    rows = [row(task, "land+stars", score) for task, score in own.items()]
+    rows += [row(task, "land+stars", score + 0.1, lora="max_norm=0.1") for task, score in own.items()]
+    text = realigned_markdown(found(*rows), STANDS)
+    labels = {line[2].partition(" (")[0] for line in lines(text, "pairs")}
+    assert labels == {"`cat`", "`cat` of max_norm=0.1"}
+    page = with_lines(f"before\n\n{HEAD}\n|---|\n| old |\n\nafter", text, ["cat"])
+    assert "`cat`" in page
+    assert "max_norm" not in page
+
+
 def test_rows_of_runs_join_those_of_cleared_runs_a_file_per_rank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,7 +224,7 @@ def test_rows_of_runs_join_those_of_cleared_runs_a_file_per_rank(
     sets = tmp_path / "out" / "runs" / "merge-pairs-cat" / "sets"
     sets.mkdir(parents=True)
     (tmp_path / "rows").mkdir()
-    measured = {"predicted": None, "init_seed": "shared"}
+    measured = {"predicted": None, "lora": ""}
     for rank, score in ((16, 0.7), (64, 0.6)):
         rows = [row("stars", "land+stars", score, rank=rank) | measured]
         (sets / f"{rank}.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")

@@ -7,7 +7,10 @@ function unpack(kind) {
   return rows.map((values, index) => {
     const row = { kind, index };
     columns.forEach((name, place) => { row[name] = values[place]; });
-    if (kind === "merge") row.label = row.realign === "none" ? row.method : `${row.method} + ${row.realign}`;
+    if (kind === "merge") {
+      row.label = row.realign === "none" ? row.method : `${row.method} + ${row.realign}`;
+      if (row.lora) row.label += ` (${row.lora})`;
+    }
     return row;
   });
 }
