@@ -195,6 +195,22 @@ def test_an_empty_page_has_no_error(window, tmp_path):
     assert "Nothing was merged yet" in window.find_element("id", "figure-pairs").text
 
 
+def test_long_names_stay_inside_and_of_many_methods_the_first_are_drawn(window, tmp_path):
+    methods = {f"ladder(keep=0.9{number},rungs=#783702,steps={number})": 0.01 * number for number in range(10, 30)}
+    write_merge_run(tmp_path / "outputs", merge_rows(None, methods))
+    write_report(collect([tmp_path / "outputs"]), tmp_path / "all", ["html"], ["outputs"])
+    window.get((tmp_path / "all" / "report.html").as_uri())
+    outside = """return [...document.querySelectorAll('#figure-methods text.label')].filter((text) =>
+        text.getBoundingClientRect().left < text.ownerSVGElement.getBoundingClientRect().left).length"""
+    assert window.execute_script(outside) == 0
+    first = window.execute_script("return document.querySelector('#figure-methods text.label title').textContent")
+    assert first in methods
+    series = "return document.querySelectorAll('#figure-tasks [data-series]').length"
+    assert window.execute_script(series) == 12
+    window.execute_script("document.querySelector('#figure-tasks button[data-all]').click()")
+    assert window.execute_script(series) == len(methods)
+
+
 def test_names_cannot_leave_the_json(window, tmp_path):
     rows = merge_rows(2)
     for row in rows:

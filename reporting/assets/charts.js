@@ -1,6 +1,7 @@
 /* Heatmaps and plots as SVG, drawn for the width that there is. */
 const isDark = () => document.documentElement.dataset.theme === "dark" && !matchMedia("print").matches;
 const SHAPES = ["circle", "square", "diamond", "triangle", "cross", "ring"];
+const LOOKS = 24; // that differ
 const style = (place) => ({
   color: `var(--s${place % 8})`, shape: SHAPES[place % SHAPES.length], dash: ["", "6 3", "2 3"][Math.floor(place / 8) % 3],
 });
@@ -27,9 +28,20 @@ function scaleLegend(reach) {
     element("span", {}, "1.00 in the middle: as good as alone"));
 }
 
+const LETTER = 6.4; // mean width of one in a label
+
+/** A label that fits: what stands in the middle of a long one gives way, the whole one is its tooltip. */
+function label(name, room, attributes) {
+  const letters = Math.floor(room / LETTER), text = String(name);
+  const node = shape("text", { class: "label", ...attributes },
+    text.length <= letters ? text : `${text.slice(0, letters - 12)}…${text.slice(-11)}`);
+  if (text.length > letters) node.append(shape("title", {}, text));
+  return node;
+}
+
 /** Cells are {value, rows, text} or null. */
 function heatmap({ title, rows, columns, cell, reach, rowLabel, width }) {
-  const left = Math.min(150, 14 + 6.4 * Math.max(...rows.map((name) => String(name).length)));
+  const left = Math.min(Math.max(150, 0.4 * width), 14 + LETTER * Math.max(...rows.map((name) => String(name).length)));
   const top = Math.min(96, 10 + 4.6 * Math.max(...columns.map((name) => String(name).length)));
   const side = Math.max(26, Math.min(58, (width - left - 30) / columns.length));
   const high = Math.max(24, Math.min(34, side));
@@ -38,7 +50,7 @@ function heatmap({ title, rows, columns, cell, reach, rowLabel, width }) {
   columns.forEach((name, x) => svg.append(shape("text", {
     class: "label", "text-anchor": "start", transform: `translate(${left + side * (x + 0.45)} ${top - 6}) rotate(-38)` }, name)));
   rows.forEach((name, y) => {
-    svg.append(shape("text", { class: "label", x: left - 7, y: top + high * (y + 0.5) + 4, "text-anchor": "end" }, name));
+    svg.append(label(name, left - 14, { x: left - 7, y: top + high * (y + 0.5) + 4, "text-anchor": "end" }));
     columns.forEach((other, x) => {
       const found = cell(name, other), place = { x: left + side * x, y: top + high * y, width: side - 1.5, height: high - 1.5, rx: 2 };
       if (!found) {
@@ -48,10 +60,10 @@ function heatmap({ title, rows, columns, cell, reach, rowLabel, width }) {
       const { fill, ink } = diverging(found.value, reach);
       const mark = shape("g", { "data-row": name, "data-column": other, "data-value": found.value });
       mark.append(shape("rect", { ...place, fill }));
-      const label = shape("text", { x: place.x + side / 2, y: place.y + high / 2 + 4, "text-anchor": "middle" }, found.value.toFixed(2));
-      label.style.fill = ink;
-      if (side < 32) label.style.fontSize = "9px";
-      mark.append(label);
+      const value = shape("text", { x: place.x + side / 2, y: place.y + high / 2 + 4, "text-anchor": "middle" }, found.value.toFixed(2));
+      value.style.fill = ink;
+      if (side < 32) value.style.fontSize = "9px";
+      mark.append(value);
       svg.append(interactive(mark, `${rowLabel(name, other)}\n${found.value.toFixed(4)} ± ${found.deviation.toFixed(4)}, ${found.rows.length} rows`, found.rows));
     });
   });

@@ -1,6 +1,6 @@
 /* The figures. Each takes the filtered rows and the width, and returns nodes; none when there is nothing to draw. */
-const choice = { cost: "seconds", allPairs: false };
-const FIRST_PANELS = 8;
+const choice = { cost: "seconds", allPairs: false, allCurves: false };
+const FIRST_PANELS = 8, FIRST_CURVES = 12;
 const lookOf = (label) => style(METHODS.indexOf(label));
 const rankLook = (rank) => style(RANKS.indexOf(rank));
 const methodsOf = (rows) => METHODS.filter((label) => rows.some((row) => row.label === label));
@@ -21,13 +21,15 @@ function pairFigure({ kept }, width) {
   const list = element("div", { class: "panels" }, ...shown.map(([name, cell]) => element("div", { class: "panel" }, element("b", {}, name),
     heatmap({ title: `Retention of pairs, ${name}`, rows: tasks, columns: tasks, cell, reach, width: each,
       rowLabel: (a, b) => `${a}, merged with ${b}: ${name}` }))));
-  const nodes = [scaleLegend(reach), list];
-  if (cells.length > FIRST_PANELS) {
-    const more = element("button", { type: "button", id: "all-pairs" }, choice.allPairs ? "fewer" : `all ${cells.length}`);
-    more.addEventListener("click", () => { choice.allPairs = !choice.allPairs; draw(); });
-    nodes.push(more);
-  }
-  return nodes;
+  return [scaleLegend(reach), list, ...more("allPairs", cells.length, FIRST_PANELS)];
+}
+
+/** A button that shows all of what is cut down to the first ones. */
+function more(key, count, first) {
+  if (count <= first) return [];
+  const button = element("button", { type: "button", "data-all": key }, choice[key] ? "fewer" : `all ${count}`);
+  button.addEventListener("click", () => { choice[key] = !choice[key]; draw(); });
+  return [button];
 }
 
 function methodFigure({ kept }, width) {
@@ -41,19 +43,27 @@ function methodFigure({ kept }, width) {
     rowLabel: (label, task) => `${label}: ${task === "all" ? "all tasks" : task}` })];
 }
 
-/** A line per method: mean retention against a column, the bars one standard deviation. */
+/** A line per method: mean retention against a column, the bars one standard deviation. Longest lines first, then best. */
 function methodCurve(column, xLabel, title) {
   return ({ kept }, width) => {
-    const series = methodsOf(kept).map((label) => {
+    const byMethod = groups(kept, (row) => row.label);
+    const rank = (label) => [new Set(byMethod.get(label).map((row) => row[column])).size, mean(byMethod.get(label).map((row) => row.retention))];
+    const order = methodsOf(kept).map((label) => [label, ...rank(label)]).sort((a, b) => b[1] - a[1] || b[2] - a[2]).map(([label]) => label);
+    const shown = new Set(choice.allCurves ? order : order.slice(0, FIRST_CURVES));
+    const drawnOnes = methodsOf(kept).filter((label) => shown.has(label));
+    const look = METHODS.length <= LOOKS ? lookOf : (label) => style(drawnOnes.indexOf(label));
+    const series = drawnOnes.map((label) => {
       const mine = groups(kept.filter((row) => row.label === label), (row) => row[column]);
       const points = [...mine.entries()].sort(([a], [b]) => a - b).map(([x, rows]) => {
         const { value, deviation: spread, rows: used } = summary(rows, "retention");
         return { x, y: value, low: value - spread, high: value + spread, rows: used,
           text: `${label}, ${xLabel} ${x}\n${value.toFixed(4)} ± ${spread.toFixed(4)}, ${used.length} rows` };
       });
-      return { name: label, look: lookOf(label), line: true, points };
+      return { name: label, look: look(label), line: true, points };
     });
-    return series.length ? [plot({ title, series, xKind: "band", xLabel, yLabel: "retention", width, one: true, height: 330 })] : [];
+    if (!series.length) return [];
+    const drawn = plot({ title, series, xKind: "band", xLabel, yLabel: "retention", width, one: true, height: 330 });
+    return [drawn, ...more("allCurves", order.length, FIRST_CURVES)];
   };
 }
 
