@@ -96,7 +96,7 @@ def distill(
     if start == "regress":
         settings = shipped("regress")
         settings |= {"weights": weights, "images": min(images, settings["images"])}
-        base = merge_members(settings, {task: bench.members[task] for task in deltas}, bench) or {}
+        base = merge_members(settings, {task: bench.members[task] for task in deltas}, bench).delta or {}
         more |= {module: a.shape[0] for module, (_, a) in merged.items()}
         merged = {}
     student = _student(bench, base, merged, more)

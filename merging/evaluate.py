@@ -11,6 +11,7 @@ from lightning_modules.model import MLPHead
 from merging.branch import Branching, branch
 from merging.delta import Delta
 from merging.features import class_token
+from merging.methods import Outcome
 from merging.paired import retention, retention_interval
 from merging.predict import output_drift, predict_retention
 from merging.realign import choose_readout, fold_readout
@@ -58,21 +59,19 @@ class Merged:
 def merge_set(
     bench: Workbench,
     tasks: Sequence[str],
-    merge: Callable[[Sequence[str]], Delta | None],
+    merge: Callable[[Sequence[str]], Outcome],
     realigns: Sequence[Realign],
     images: int,
     branching: Branching | None = None,
 ) -> list[Merged]:
     """Merges one set and fits each kind of readout; deep and linear ones come from one pass over the images."""
     begun = time.perf_counter()
-    bench.choice = None
-    delta = merge(tasks)
-    choice = bench.choice
+    delta, choice = merge(tasks)
     ways: dict[str, Delta] = {}
     passes = 1.0
     if branching is not None:
         own = {task: bench.members[task].delta for task in tasks}
-        ways, passes = branch(tasks, delta, merge, own, branching, bench.depth)
+        ways, passes = branch(tasks, delta, lambda some: merge(some).delta, own, branching, bench.depth)
     merging = time.perf_counter() - begun
     found: dict[Realign, Merged] = {}
     wanted: list[Realign] = [realign for realign in realigns if realign != "none"]

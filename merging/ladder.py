@@ -8,7 +8,7 @@ from typing import Any
 from launch.errors import CommandError
 from merging.delta import Delta, Weights, require
 from merging.evaluate import Realign, merge_set, predict_set
-from merging.methods import merge_function, shipped
+from merging.methods import Outcome, merge_function, shipped
 from merging.workbench import Workbench
 
 log = logging.getLogger(__name__)
@@ -24,11 +24,11 @@ def ladder(
     after: Realign,
     images: int,
     advice_images: int,
-) -> Delta:
+) -> Outcome:
     """The first of ``rungs`` whose every member is predicted to keep ``keep``; else the one whose worst is best.
 
     Retention is predicted from validation images (``predict.predict_retention``), as ``advise=true`` does; no test
-    image is read. ``bench.choice`` is the rung that was taken.
+    image is read. The outcome's ``choice`` is the rung that was taken.
 
     Args:
         rungs: merges as their yaml ships them, cheapest first; or ``{merge: {argument: value}}`` of one.
@@ -59,9 +59,8 @@ def ladder(
         if worst["predicted"] >= keep:
             break
     assert best is not None
-    bench.choice = best[2]
     log.info("Chosen for %s: %s", "+".join(tasks), best[2])
-    return best[1]
+    return Outcome(best[1], best[2])
 
 
 def _settings(rung: str | Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launch.checks import known
 from launch.errors import AdapterError, CommandError, nearest
@@ -14,6 +14,18 @@ from merging.members import Member
 
 if TYPE_CHECKING:
     from merging.workbench import Workbench
+
+
+class Outcome(NamedTuple):
+    """What a merge gives.
+
+    Attributes:
+        delta: None where nothing is merged (``frozen``).
+        choice: the merge that was taken by one that tries others; None of all else.
+    """
+
+    delta: Delta | None
+    choice: str | None = None
 
 
 def method_of(config: Mapping[str, Any]) -> Callable[..., Any]:
@@ -51,8 +63,8 @@ def needs_images(config: Mapping[str, Any]) -> bool:
 
 def merge_members(
     config: Mapping[str, Any], members: Mapping[str, Member], bench: "Workbench | None" = None
-) -> Delta | None:
-    """The merged delta of members by the function and the arguments that ``merge`` names.
+) -> Outcome:
+    """Members merged by the function and the arguments that ``merge`` names.
 
     Args:
         config: the ``merge`` section.
@@ -74,11 +86,11 @@ def merge_members(
     if weights is not None:
         weights = {task: weights.get(task, 1.0) for task in members}
     deltas = {task: require_delta(member) for task, member in members.items()}
-    merged: Delta | None = function(deltas, weights=weights, **given)
-    return merged
+    merged: Outcome | Delta | None = function(deltas, weights=weights, **given)
+    return merged if isinstance(merged, Outcome) else Outcome(merged)
 
 
-def merge_function(config: Mapping[str, Any]) -> Callable[["Workbench", Sequence[str]], Delta | None]:
+def merge_function(config: Mapping[str, Any]) -> Callable[["Workbench", Sequence[str]], Outcome]:
     """``merge_members`` of a workbench's members, by their tasks.
 
     Raises:

@@ -154,7 +154,7 @@ class AnsweringModel(MultiTaskModel):
         self._require_rebuildable(paths)
         mark = self.card["backbone"]["fingerprint"]
         members = {name: read_member(path, mark) for name, path in sorted(paths.items())}
-        delta = merge_members(self.card["recipe"]["merge"], members)
+        delta = merge_members(self.card["recipe"]["merge"], members).delta
         return members, delta, {name: member.head for name, member in members.items()}
 
     def _rebuild(self, paths: Mapping[str, Path]) -> None:

@@ -11,7 +11,7 @@ from merging.conflict import interference
 from merging.delta import Delta, Weights, require
 from merging.features import class_token
 from merging.gram import Grams, Normalise, gram
-from merging.methods import merge_members, shipped
+from merging.methods import Outcome, merge_members, shipped
 from merging.predict import output_drift
 from merging.realign import choose_readout, fold_readout
 from merging.workbench import Workbench, outputs
@@ -32,7 +32,7 @@ def search(
     images: int,
     normalise: Normalise,
     ridge: float,
-) -> Delta:
+) -> Outcome:
     """The best of a grid between ``gram`` and ``cat``, of scales of the loudest adapter, and of other merges.
 
     A candidate costs one pass of ``images`` pictures per task. It is judged by its worst member: the distance of the
@@ -76,13 +76,12 @@ def search(
         consider(merged, f"cat_share {share}, {loudest} x {scale}")
     members = {task: bench.members[task] for task in deltas}
     for name, settings in others.items():
-        other = merge_members(settings | {"weights": weights}, members, bench)
+        other = merge_members(settings | {"weights": weights}, members, bench).delta
         if other is None:
             raise CommandError(f"merge.candidates={list(candidates)}: {name} merges nothing.")
         consider(other, name)
-    bench.choice = best[2]
     log.info("Chosen for %s: %s", "+".join(sorted(deltas)), best[2])
-    return best[1]
+    return Outcome(best[1], best[2])
 
 
 def _shares(

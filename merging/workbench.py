@@ -38,11 +38,9 @@ class Workbench:
 
     Attributes:
         scratch: folder where merges that take minutes keep curves and checkpoints; None for none.
-        choice: what the last merge took if it tried others; set by that merge.
     """
 
     scratch: Path | None = None
-    choice: str | None = None
 
     def __init__(
         self,

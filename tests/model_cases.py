@@ -92,7 +92,7 @@ def merged(
         torch.manual_seed(3)
         heads = {name: MLPHead(deep_width(64), member.task.outputs).eval() for name, member in members.items()}
     merge = merge or CAT
-    delta = merge_members(merge, members)
+    delta = merge_members(merge, members).delta
     recipe = {"method": method, "merge": merge, "realign": realign, "images": 10}
     backbone = {"name": TINY, "image_size": SIZE, "fingerprint": mark, "mean": [0.5] * 3, "std": [0.5] * 3}
     path = root / "models" / folder
