@@ -225,6 +225,7 @@ class Joint(Strict):
 
     name: Name | None = Field(description="a name of a-z, 0-9 and _, or null (joint_ and the tasks' names)")
     kind: Literal["joint"] = Field(description="joint")
+    balance: Literal["relative", "sum"] = Field(description="relative or sum")
     epochs: Annotated[int, Field(ge=1)] | None = Field(description="a number of epochs, 1 or more, or null")
 
 

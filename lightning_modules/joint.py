@@ -72,6 +72,9 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
         }
         for stage in ("val", "test")
     }
+    # A loss of points is a hundredth of one of classes: added up as they come, they would hardly be learned.
+    balanced = config.task.balance == "relative"
+    units = {name: task.constant_loss(images[name].targets("train")) or 1.0 for name, task in tasks.items()}
     with run_loggers(run, config, [*tasks, "joint", f"r{config.lora.rank}"]) as opened:
         trainer = build_trainer(config, opened, checkpoints, "val/skill", "max")
         begun = time.perf_counter()
@@ -81,6 +84,7 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
             tasks,
             seed=config.seed,
             subsets={name: build_subsets(single, images[name]) for name, single in singles.items()},
+            units=units if balanced else None,
             constants=constants,
             **config.optimizer.model_dump(),
         )
@@ -106,6 +110,7 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
             "tasks": parts,
             "backbone": backbone_card,
             "lora": config.lora.model_dump() | {"parameters": parameters},
+            "balance": config.task.balance,
             "metric": "skill",
             "score": float(logged["test/skill"]),
             "best_epoch": best_epoch,

@@ -39,6 +39,7 @@ class MultiTaskModule(L.LightningModule):
         b_weight_decay: the same of the adapter's B, which bounds the norm of its delta; A is not decayed.
         warmup: fraction of all steps over which the rates rise from 0; a half cosine leads them back to 0.
         subsets: for some tasks, by name: bool (N,) over "index": which test examples get a score of their own.
+        units: of some losses, by task: each loss is divided by its unit before they are added up; None for 1.
         constants: by stage and task, ``Task.constant_score``; given, ``<stage>/skill``, the mean of the tasks'
             skills, is logged: the criterion by which several tasks choose a checkpoint.
         seed: with the epoch's number it seeds torch's generator, so that a resumed run draws what the first one drew.
@@ -58,6 +59,7 @@ class MultiTaskModule(L.LightningModule):
         warmup: float = 0.1,
         seed: int = 0,
         subsets: Mapping[str, Mapping[str, Tensor]] | None = None,
+        units: Mapping[str, float] | None = None,
         constants: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         super().__init__()
@@ -66,7 +68,7 @@ class MultiTaskModule(L.LightningModule):
         self.lr, self.head_lr = lr, head_lr
         self.weight_decay, self.b_weight_decay = weight_decay, b_weight_decay
         self.warmup, self.seed = warmup, seed
-        self.constants = constants or {}
+        self.units, self.constants = dict(units or {}), constants or {}
         stages = ("val", "test")
         self.stage_metrics = torch.nn.ModuleDict(
             {f"{stage}_{name}": task.metrics() for stage in stages for name, task in self.tasks.items()}
@@ -116,7 +118,7 @@ class MultiTaskModule(L.LightningModule):
         }
         for (name, loss), size in zip(losses.items(), sizes, strict=True):
             self.log(f"train/{name}/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=size)
-        return torch.stack(list(losses.values())).sum()
+        return torch.stack([loss / self.units.get(name, 1.0) for name, loss in losses.items()]).sum()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate("val", batch, dataloader_idx)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import Categorical
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
@@ -81,6 +82,12 @@ class Task:
         metric = self.metrics()[self.metric]
         metric.update(answer.expand_as(target), target)
         return float(metric.compute())
+
+    def constant_loss(self, train: Tensor) -> float:
+        """What ``loss`` gives on a training set for the same answer everywhere: its class frequencies or its mean."""
+        if self.kind == "classification":
+            return float(Categorical(probs=train.bincount(minlength=self.outputs).float()).entropy())
+        return float(F.l1_loss(train.mean(0).expand_as(train), train))
 
     def skill(self, score: float, constant: float) -> float:
         """The way from a constant answer's score (0) to a perfect one (1) that a score has gone; below 0 it is worse.

@@ -106,17 +106,21 @@ def merge_rows(given: Mapping[str, Any]) -> Iterator[Row]:
 def joint_rows(result: Mapping[str, Any]) -> Iterator[Row]:
     """Rows of a training of one adapter on several tasks, as if its set had been merged by ``joint``.
 
+    Where the losses were added up as they come, the method is ``joint(balance=sum)``.
+
     How each adapter does alone is not known to it: see ``fill_retention``.
 
     Raises:
         RowError: as ``merge_row``.
     """
     parts = result["tasks"]
+    balanced = result.get("balance") == "relative"
     for name, part in parts.items():
         yield from merge_rows(
             {
                 "data": "+".join(sorted({item["data"]["name"] for item in parts.values()})),
-                "backbone": backbone_name(result["backbone"]), "set": "+".join(parts), "method": JOINT,
+                "backbone": backbone_name(result["backbone"]), "set": "+".join(parts),
+                "method": JOINT if balanced else f"{JOINT}(balance=sum)",
                 "rank": result["lora"]["rank"], "lora": lora_settings(result["lora"]), "seed": result["seed"],
                 "task": name, "metric": part["metric"],
                 "score": part["score"], "scores": part["metrics"],
@@ -159,7 +163,7 @@ def fill_retention(found: Collected) -> None:
     told = []
     for row in found.merges:
         own = [row]
-        if row["single"] is None and row["method"] in (JOINT, HEAD_ONLY):
+        if row["single"] is None and row["method"].partition("(")[0] in (JOINT, HEAD_ONLY):
             asked = ranks if row["method"] == HEAD_ONLY else [row["rank"]]
             singles = [(rank, alone.get(_measured(row | {"rank": rank}), [])) for rank in asked]
             own = [merge_row(row | {"rank": rank, "single": one[0]}) for rank, one in singles if len(one) == 1] or own

@@ -119,6 +119,19 @@ def test_skill_is_the_way_from_a_constant_answer_to_a_perfect_one():
     assert face.constant_score(train, train) == pytest.approx(100 * 0.5**0.5 / 2)
 
 
+def test_the_unit_of_a_loss_is_what_the_best_constant_answer_costs():
+    leaves = Task("leaves", "classification", "accuracy", 3)
+    labels = torch.tensor([0, 1, 1, 1])
+    frequencies = torch.tensor([0.25, 0.75, 1e-12]).log().expand(4, 3)
+    assert leaves.constant_loss(labels) == pytest.approx(float(leaves.loss(frequencies, labels)), rel=1e-5)
+    age = Task("age", "regression", "rmse", 1)
+    assert age.constant_loss(torch.tensor([[1.0], [3.0]])) == 1.0
+    face = Task("face", "keypoints", "nme", 4)
+    points = torch.tensor([[[0.0, 0.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    output = points.mean(0).flatten().expand(2, 4)
+    assert face.constant_loss(points) == pytest.approx(float(face.loss(output, points)))
+
+
 def test_one_adapter_with_a_head_for_each_task(tmp_path, conf):
     more = overrides(tmp_path, "trainer.max_epochs=3", "optimizer.lr=5e-3", "members.dot.data.batch_size=4")
     done = train_process(["--config-dir", str(conf), *BOTH, *more])

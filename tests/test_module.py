@@ -92,6 +92,9 @@ def test_several_tasks_train_together(tmp_path):
             alone = task.loss(joint.model(batch["image"])[task.name], batch["target"])
             assert losses[f"train/{task.name}/loss"] == pytest.approx(float(alone), rel=1e-5)
     assert float(total.detach()) == pytest.approx(sum(losses.values()), rel=1e-5)
+    joint.units = {"age": 4.0}
+    expected = losses["train/leaves/loss"] + losses["train/age/loss"] / 4
+    assert float(joint.training_step(batches, 0).detach()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_several_tasks_through_the_trainer(tmp_path):

@@ -140,7 +140,7 @@ def test_a_joint_training_stands_beside_the_merges(tmp_path):
             ("age_regression", "rmse", 1.0, {"rmse_years": 10.0}),
         )
     }
-    write_train_run(tmp_path, "emotion", 16, tasks=parts, metric="skill", hash="5" * 10)
+    write_train_run(tmp_path, "emotion", 16, tasks=parts, metric="skill", balance="relative", hash="5" * 10)
     found = collect([tmp_path])
     rows = {(row["task"], row["metric"]): row for row in found.merges}
     assert {row["method"] for row in rows.values()} == {"joint"}
@@ -148,6 +148,9 @@ def test_a_joint_training_stands_beside_the_merges(tmp_path):
     assert rows["galaxy", "macro_f1"]["retention"] == pytest.approx(0.8)
     assert rows["age_regression", "rmse"]["retention"] is None
     assert rows["age_regression", "rmse_years"]["score"] == 10.0
+    write_train_run(tmp_path, "emotion", 16, tasks=parts, metric="skill", balance="sum", hash="6" * 10)
+    kept = {row["method"]: row["retention"] for row in collect([tmp_path]).merges if row["metric"] == "accuracy"}
+    assert kept == {"joint": pytest.approx(0.75), "joint(balance=sum)": pytest.approx(0.75)}
     assert rows["galaxy", "accuracy"]["set"] == "age_regression+galaxy"
     assert found.left_out == []
 
