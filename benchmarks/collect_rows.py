@@ -117,7 +117,7 @@ def train_rows(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "data": result["data"]["name"],
-                "backbone": f"{result['backbone']['name']}@{result['backbone']['image_size']}",
+                "backbone": reporting_rows.backbone_name(result["backbone"]),
                 "task": result["name"],
                 "rank": result["lora"]["rank"],
                 "lora": lora_settings(result["lora"]),

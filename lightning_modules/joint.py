@@ -73,8 +73,9 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
         for stage in ("val", "test")
     }
     # A loss of points is a hundredth of one of classes: added up as they come, they would hardly be learned.
-    balanced = config.task.balance == "relative"
-    units = {name: task.constant_loss(images[name].targets("train")) or 1.0 for name, task in tasks.items()}
+    units = None
+    if config.task.balance == "relative":
+        units = {name: task.constant_loss(images[name].targets("train")) or 1.0 for name, task in tasks.items()}
     with run_loggers(run, config, [*tasks, "joint", f"r{config.lora.rank}"]) as opened:
         trainer = build_trainer(config, opened, checkpoints, "val/skill", "max")
         begun = time.perf_counter()
@@ -84,7 +85,7 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
             tasks,
             seed=config.seed,
             subsets={name: build_subsets(single, images[name]) for name, single in singles.items()},
-            units=units if balanced else None,
+            units=units,
             constants=constants,
             **config.optimizer.model_dump(),
         )

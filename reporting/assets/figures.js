@@ -47,13 +47,13 @@ function methodFigure({ kept }, width) {
 function methodCurve(column, xLabel, title) {
   return ({ kept }, width) => {
     const byMethod = groups(kept, (row) => row.label);
-    const rank = (label) => [new Set(byMethod.get(label).map((row) => row[column])).size, mean(byMethod.get(label).map((row) => row.retention))];
-    const order = methodsOf(kept).map((label) => [label, ...rank(label)]).sort((a, b) => b[1] - a[1] || b[2] - a[2]).map(([label]) => label);
-    const shown = new Set(choice.allCurves ? order : order.slice(0, FIRST_CURVES));
-    const drawnOnes = methodsOf(kept).filter((label) => shown.has(label));
-    const look = METHODS.length <= LOOKS ? lookOf : (label) => style(drawnOnes.indexOf(label));
-    const series = drawnOnes.map((label) => {
-      const mine = groups(kept.filter((row) => row.label === label), (row) => row[column]);
+    const measured = [...byMethod].map(([label, rows]) => ({ label, length: new Set(rows.map((row) => row[column])).size, kept: mean(rows.map((row) => row.retention)) }));
+    const order = measured.sort((a, b) => b.length - a.length || b.kept - a.kept).map(({ label }) => label);
+    const first = new Set(choice.allCurves ? order : order.slice(0, FIRST_CURVES));
+    const shown = methodsOf(kept).filter((label) => first.has(label));
+    const look = METHODS.length <= LOOKS ? lookOf : (label) => style(shown.indexOf(label));
+    const series = shown.map((label) => {
+      const mine = groups(byMethod.get(label), (row) => row[column]);
       const points = [...mine.entries()].sort(([a], [b]) => a - b).map(([x, rows]) => {
         const { value, deviation: spread, rows: used } = summary(rows, "retention");
         return { x, y: value, low: value - spread, high: value + spread, rows: used,
