@@ -18,8 +18,16 @@ from typing import Any
 from launch.files import atomic_write
 from launch.labels import lora_settings
 from merging.evaluate import COLUMNS, FURTHER, PREDICTED
-from merging.paired import retention
-from reporting import rows as reporting_rows
+from reporting.rows import (
+    HEAD_ONLY,
+    MERGE_DEMANDED,
+    backbone_name,
+    fill_retention,
+    head_only_rows,
+    joint_rows,
+    merge_row,
+)
+from reporting.rows import train_rows as report_train_rows
 
 MERGES = "merges_rank{}.csv"
 TRAINED = ("data", "backbone", "task", "rank", "lora", "seed", "metric", "score", "validation", "best_epoch", "epochs")
@@ -63,49 +71,18 @@ def training_results(folders: Iterable[Path]) -> list[dict[str, Any]]:
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
-def head_only_rows(results: Iterable[Mapping[str, Any]], trained: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of heads trained on the frozen backbone, against the adapters of each rank: as ``head_only``, one task."""
-    raw = [
-        {"set": row["task"], "realign": "none", **{name: row[name] for name in ("data", "backbone", "task", "seed")}}
-        | {"metric": row["metric"], "score": row["score"]}
-        for row in trained
-        if not row["rank"]
-    ]
-    deep = [
-        row
-        for result in results
-        if result.get("features") == "deep"
-        for row in reporting_rows.head_only_rows(result)
-        if row["metric"] == result["metric"]
-    ]
-    same = ("backbone", "task", "seed")
-    return [
-        row
-        | {"method": reporting_rows.HEAD_ONLY, "rank": alone["rank"], "single": alone["score"]}
-        | {"retention": retention(row["metric"], row["score"], alone["score"])}
-        for row in [*raw, *deep]
-        for alone in trained
-        if alone["rank"] and _key(alone, same) == _key(row, same)
-    ]
-
-
-def joint_rows(results: Iterable[Mapping[str, Any]], trained: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of joint trainings, told against the trained rows of the same backbone, task and seed."""
-    alone = {(row["backbone"], row["task"], row["rank"], row["seed"]): row["score"] for row in trained}
-    found = []
+def compared_rows(results: Sequence[Mapping[str, Any]], trained: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of joint trainings and of heads on the frozen backbone, those that the adapters alone can be told of."""
+    heads = [{**row, "set": row["task"], "method": HEAD_ONLY, "realign": "none"} for row in trained if not row["rank"]]
+    found = [merge_row({name: head[name] for name in MERGE_DEMANDED}) for head in heads]
     for result in results:
-        if "tasks" not in result:
-            continue
-        rank, tasks = result["lora"]["rank"], sorted(result["tasks"])
-        for row in reporting_rows.joint_rows(result):
-            of_task = (row["backbone"], row["task"])
-            single = alone.get((*of_task, rank // len(tasks), row["seed"]))
-            if single is None or row["metric"] != result["tasks"][row["task"]]["metric"]:
-                continue
-            told = {"single": single, "head_only": alone.get((*of_task, 0, row["seed"])), "realign": "none"}
-            kept = retention(row["metric"], row["score"], single)
-            found.append(row | told | {"set": "+".join(tasks), "retention": kept})
-    return found
+        if "tasks" in result:
+            chosen = {name: part["metric"] for name, part in result["tasks"].items()}
+            found += [row for row in joint_rows(result) if row["metric"] == chosen[row["task"]]]
+        elif result.get("features") == "deep":
+            found += [row for row in head_only_rows(result) if row["metric"] == result["metric"]]
+    trains = [row for given in trained for row in report_train_rows(given) if row["primary"]]
+    return [row for row in fill_retention(found, trains) if row["single"] is not None]
 
 
 def train_rows(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -117,7 +94,7 @@ def train_rows(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "data": result["data"]["name"],
-                "backbone": reporting_rows.backbone_name(result["backbone"]),
+                "backbone": backbone_name(result["backbone"]),
                 "task": result["name"],
                 "rank": result["lora"]["rank"],
                 "lora": lora_settings(result["lora"]),
@@ -156,7 +133,7 @@ def main() -> None:
     further = sorted({key for row in all_trained for key in row} - set(TRAINED))
     write(table, (*TRAINED, *further), all_trained)
     merged = [row for outputs in options.outputs for row in merge_rows(outputs)]
-    merged += [*joint_rows(results, plain), *head_only_rows(results, plain)]
+    merged += compared_rows(results, plain)
     for table in sorted(options.results.glob(MERGES.format("*"))):
         merged += earlier_rows(table, _KEYS, merged)
     for rank in sorted({str(row["rank"]) for row in merged}):

@@ -14,6 +14,11 @@ LONGEST = 24  # characters of a setting that a label spells out
 _COUNTED = ("rank", "parameters")  # of an adapter: columns of their own
 
 
+def training_slug(rank: int, seed: int, features: str = "class_token") -> str:
+    """``r16-s0``: what tells trainings of one task apart by name; heads that read deep features stand apart."""
+    return f"r{rank}{'_deep' if features == 'deep' else ''}-s{seed}"
+
+
 @functools.cache
 def shipped_merges() -> dict[str, dict[str, Any]]:
     """The ``merge`` section of each shipped yaml, by its name; not to be changed."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from launch import checks
+from launch.labels import training_slug
 
 Check = tuple[tuple[str, ...], Callable[..., Iterator[str]]]
 
@@ -191,7 +192,7 @@ class Training(Strict):
     @property
     def title(self) -> str:
         """The readable part of the run's name."""
-        return f"{self.name}-r{self.lora.rank}{'_deep' if self.features == 'deep' else ''}-s{self.seed}"
+        return f"{self.name}-{training_slug(self.lora.rank, self.seed, self.features)}"
 
 
 def _deep_heads(rank: int, features: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from launch.errors import AdapterError, CommandError, nearest
+from launch.labels import training_slug
 from lightning_modules.adapter import ADAPTER, CARD, CONFIG, PEFT_PREFIX, AdapterBundle, load_bundle
 from lightning_modules.backbone import PARTS
 from lightning_modules.model import MLPHead
@@ -48,8 +49,8 @@ class Member:
 
 
 def bundle_path(outputs: Path, task: str, rank: int, seed: int, features: str = "class_token") -> Path:
-    """Where training publishes the adapter of a task, rank and seed; heads that read deep features stand apart."""
-    return outputs / "adapters" / task / f"r{rank}{'_deep' if features == 'deep' else ''}-s{seed}"
+    """Where training publishes the adapter of a task, rank and seed."""
+    return outputs / "adapters" / task / training_slug(rank, seed, features)
 
 
 def require_bundles(outputs: Path, tasks: Sequence[str], rank: int, seed: int) -> list[Path]:

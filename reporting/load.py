@@ -49,7 +49,7 @@ def collect(folders: list[Path]) -> Collected:
     for folder in folders:  # after all runs, which know more of their rows than a table does
         for file in sorted(folder.glob("*.csv")):
             _add_csv(found, file, seen)
-    fill_retention(found)
+    found.merges = list(fill_retention(found.merges, found.trains))
     return found
 
 

@@ -4,7 +4,7 @@ Rows are plain dicts. ``origin`` is the place of the row's source in ``Collected
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,25 +150,35 @@ def backbone_name(card: Mapping[str, Any]) -> str:
     return f"{card['name']}@{card['image_size']}" if card.get("image_size") else str(card["name"])
 
 
-def fill_retention(found: Collected) -> None:
-    """Tells rows of joint trainings and of heads on the frozen backbone how the adapters do alone.
+def fill_retention(merges: Iterable[Row], trains: Sequence[Row]) -> Iterator[Row]:
+    """The merge rows, those of joint trainings and of heads on the frozen backbone told how the adapters do alone.
 
-    A joint row gets the score where just one adapter has its backbone, rank, seed and metric. A head's row becomes one
-    for each rank of which there is just one such adapter.
+    A joint row of N tasks is compared with adapters of 1/N of its rank, which merge to the same total; where there are
+    none, of its own rank. A head's row becomes one for each rank. Rows stay as they are where not just one adapter has
+    the backbone, rank, seed and metric.
     """
     alone: dict[tuple[Any, ...], list[float]] = {}
-    for row in found.trains:
+    for row in trains:
         alone.setdefault(_measured(row), []).append(row["score"])
-    ranks = sorted({row["rank"] for row in found.trains if row["rank"]})
-    told = []
-    for row in found.merges:
-        own = [row]
-        if row["single"] is None and row["method"].partition("(")[0] in (JOINT, HEAD_ONLY):
-            asked = ranks if row["method"] == HEAD_ONLY else [row["rank"]]
-            singles = [(rank, alone.get(_measured(row | {"rank": rank}), [])) for rank in asked]
-            own = [merge_row(row | {"rank": rank, "single": one[0]}) for rank, one in singles if len(one) == 1] or own
-        told += own
-    found.merges = told
+    ranks = sorted({row["rank"] for row in trains if row["rank"]})
+
+    def score(row: Row, rank: int) -> float | None:
+        found = alone.get(_measured(row | {"rank": rank}), [])
+        return found[0] if len(found) == 1 else None
+
+    def told(row: Row, asked: Iterable[int]) -> Iterator[Row]:
+        for rank in asked:
+            if (single := score(row, rank)) is not None:
+                yield merge_row(row | {"single": single, "head_only": score(row, 0)})
+
+    for row in merges:
+        found: list[Row] = []
+        method = row["method"].partition("(")[0] if row["single"] is None else ""
+        if method == HEAD_ONLY:
+            found = [one for rank in ranks for one in told(row | {"rank": rank}, [rank])]
+        elif method == JOINT:
+            found = list(told(row, [row["rank"] // row["tasks"], row["rank"]]))[:1]
+        yield from found or [row]
 
 
 def _measured(row: Row) -> tuple[Any, ...]:

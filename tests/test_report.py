@@ -153,6 +153,10 @@ def test_a_joint_training_stands_beside_the_merges(tmp_path):
     assert kept == {"joint": pytest.approx(0.75), "joint(balance=sum)": pytest.approx(0.75)}
     assert rows["galaxy", "accuracy"]["set"] == "age_regression+galaxy"
     assert found.left_out == []
+    write_train_run(tmp_path, "galaxy", 8, score=0.75)  # two of rank 8 merge to the joint adapter's rank
+    write_train_run(tmp_path, "galaxy", 0, score=0.5)
+    told = {(row["single"], row["head_only"]) for row in collect([tmp_path]).merges if row["metric"] == "accuracy"}
+    assert told == {(0.75, 0.5)}
 
 
 def test_adapters_trained_otherwise_have_lines_of_their_own(tmp_path):
