@@ -15,7 +15,7 @@ from launch import logs
 from launch.errors import CommandError, UserError
 from launch.files import cannot_write, write_fault
 from launch.provenance import provenance
-from launch.runs import Run, claim, finish, now, prepare, read_result, write_status
+from launch.runs import Run, claim, commits_of, finish, now, prepare, read_result, write_status
 
 log = logging.getLogger(__name__)
 EXIT_DONE, EXIT_FAILED, EXIT_COMMAND, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
@@ -63,13 +63,20 @@ def perform(run: Run, job: Callable[[Run], dict[str, Any]], command: list[str]) 
 
 
 def _work(run: Run, job: Callable[[Run], dict[str, Any]], command: list[str]) -> Outcome:
-    started, result, error, made_with = now(), None, None, {}
+    started, result, error = now(), None, None
+    made_with: dict[str, Any] = {}
+    commits: list[str] = []
     try:
         if run.writes:
-            write_status(run, "running", command, started)
             made_with = provenance()  # before the job: the code that runs is the code of now
+            commits = commits_of(run, made_with["git"])
+            made_with["commits"] = commits
+            write_status(run, "running", command, started, commits=commits)
         if run.kept:
             log.info("%s %s", "Going on with" if run.resume else "Started", run.path)
+        if len(commits) > 1:
+            earlier = ", ".join(commit[:7] for commit in commits[:-1])
+            log.warning("Part of it was made by other code: %s (resume=restart does it anew)", earlier)
         result = job(run)
         if run.writes:
             result = finish(run, made_with, result, started)
@@ -89,7 +96,7 @@ def _work(run: Run, job: Callable[[Run], dict[str, Any]], command: list[str]) ->
     if state == "failed" and run.kept:
         log.error("Failed: %s; its log is %s", run.name, run.path / "run.log")
     if run.writes:
-        _last_status(run, state, command, started, error)
+        _last_status(run, state, command, started, error, commits)
     return Outcome(state, code, run.path, error=error, result=result if state == "done" else None)
 
 
@@ -117,9 +124,9 @@ def _caused_by_interrupt(error: BaseException) -> bool:
     return False
 
 
-def _last_status(run: Run, state: str, command: list[str], started: str, error: str | None) -> None:
+def _last_status(run: Run, state: str, command: list[str], started: str, error: str | None, commits: list[str]) -> None:
     try:
-        write_status(run, state, command, started, error)
+        write_status(run, state, command, started, error, commits)
     except UserError as fault:  # a full disk: the exit code and the console still tell
         log.error("%s", fault)
 

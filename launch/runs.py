@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,13 +186,31 @@ def read_result(run: Run) -> dict[str, Any] | None:
     return _read_json(run.result_file)
 
 
-def write_status(run: Run, state: str, command: list[str], started: str, error: str | None = None) -> None:
-    """Writes ``status.json``; ``state`` is running, done, failed or interrupted."""
+def write_status(
+    run: Run, state: str, command: list[str], started: str, error: str | None = None, commits: Sequence[str] = ()
+) -> None:
+    """Writes ``status.json``.
+
+    Args:
+        state: running, done, failed or interrupted.
+        commits: of the source, of each attempt that went on with the run, this one's last.
+    """
     status = {
         "state": state, "error": error, "started": started, "ended": None if state == "running" else now(),
-        "pid": os.getpid(), "host": socket.gethostname(), "command": command,
+        "pid": os.getpid(), "host": socket.gethostname(), "command": command, "commits": list(commits),
     }  # fmt: skip
     write_json(run.path / "status.json", status)
+
+
+def commits_of(run: Run, git: Mapping[str, Any] | None) -> list[str]:
+    """The source's commits that worked on the run so far, and the present one last; each once.
+
+    Args:
+        git: of ``launch.provenance``; None outside a checkout.
+    """
+    before = (_read_json(run.path / "status.json") or {}).get("commits") or []
+    present = [] if git is None else [str(git["commit"])]
+    return [commit for commit in before if commit not in present] + present
 
 
 def set_aside_path(run: Run) -> Path:

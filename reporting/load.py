@@ -188,9 +188,10 @@ def _key(kind: str, row: Row) -> tuple[Any, ...]:
 
 def _origin(run: Path, result: dict[str, Any]) -> dict[str, Any]:
     git = result.get("git") or {}
+    commits = result.get("commits") or [git.get("commit")]  # several where other code had begun the run
     origin = {
         "file": str(run / "result.json"), "kind": result["what"], "run": result.get("run"), "hash": result.get("hash"),
-        "seed": result.get("seed"), "commit": git.get("commit"), "dirty": git.get("dirty"),
+        "seed": result.get("seed"), "commit": ", ".join(filter(None, commits)) or None, "dirty": git.get("dirty"),
         "started": result.get("started"), "ended": result.get("ended"), "versions": result.get("versions"),
         "python": result.get("python"), "platform": result.get("platform"),
         "data_fingerprint": _inside(result.get("data"), "fingerprint"),

@@ -135,6 +135,25 @@ def test_a_failed_run_is_gone_on_with(describe):
     assert perform(second, lambda run: {"half": (run.path / "half").exists()}, []).result["half"]
 
 
+def test_a_run_that_other_code_began_says_so(describe, monkeypatch, caplog):
+    def at(commit: str) -> None:
+        monkeypatch.setattr("launch.perform.provenance", lambda: {"git": {"commit": commit * 40, "dirty": False}})
+
+    def fail(run: Run) -> dict:
+        raise ValueError("three is bad")
+
+    at("a")
+    perform(describe(), fail, [])
+    perform(describe(), fail, [])
+    assert "other code" not in caplog.text
+    at("b")
+    result = perform(describe(), done, []).result
+    assert result["commits"] == status(describe())["commits"] == ["a" * 40, "b" * 40]
+    assert result["git"]["commit"] == "b" * 40
+    assert "Part of it was made by other code: aaaaaaa (resume=restart" in caplog.text
+    assert perform(describe(resume="restart"), done, []).result["commits"] == ["b" * 40]
+
+
 def test_restart_keeps_the_old_run_until_the_new_one_is_done(describe):
     def fail(run: Run) -> dict:
         assert not run.result_file.exists()
