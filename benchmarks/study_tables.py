@@ -2,7 +2,7 @@
 
 Reads the folder's result rows (``merges_rank*.csv``, ``table1.csv``) and writes ``study_tables.md``, ``methods.md``
 and the table of merges and readouts, ``realigned.md``, there. ``--tasks FILE`` says which of our tasks stands in for
-which of the study's; ``--page docs/merging.md`` puts the lines of some merges (``--methods``) into that page, too. Ours
+which of the study's; ``--page docs/measured.md`` puts the lines of some merges (``--methods``) into that page. Ours
 are measured on other data, so what compares is the share that is left of each adapter's own score ("of alone"), not the
 score.
 """
@@ -23,14 +23,13 @@ from matplotlib.figure import Figure
 from launch.files import atomic_write
 from reporting.figures import COLORS, STYLE
 from reporting.load import collect
-from reporting.realigned import merges_of, realigned_markdown, with_lines
+from reporting.realigned import kinds_of_sets, merges_of, realigned_markdown, with_lines
 from reporting.rows import STUDY_METHOD, Collected, Row, higher_is_better, method_label
 from reporting.study import TITLES, Number, study_numbers
 from reporting.tables import NONE, PERCENT, Cell, Table, format_score, to_markdown
 
 TASKS = Path(__file__).with_name("stand_ins") / "study.yaml"
 METHODS = {STUDY_METHOD: "concatenation", "peft_linear": "linear"}  # ours -> the study's name
-SIZES = {2: "Pairs", 3: "Triples"}
 # on the page for users; *_var are of distill before its loss weighed tasks by predict.tolerance
 SHOWN = (
     "ladder", "ladder_var", "distill", "distill_var", "joint", "regress", "gram", "cat", "knots_ties", "tsv", "frozen",
@@ -68,9 +67,14 @@ def study_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
     return "\n\n".join(told) + "\n"
 
 
-def methods_markdown(found: Collected, tasks: Iterable[str]) -> str:
-    """Mean and minimum retention over the members of all pairs and of all triples, by method and rank."""
-    rows = [row for row in merges_of(found, tasks) if row["retention"] is not None and row["tasks"] in SIZES]
+def methods_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
+    """Mean and minimum retention over the members of all pairs and of triples, by method and rank.
+
+    Args:
+        stands_for: the study's task to ours.
+    """
+    rows = [row for row in merges_of(found, stands_for.values()) if row["retention"] is not None]
+    kinds = {kind: told for kind, told in kinds_of_sets(stands_for, ()).items() if told[0] in (2, 3)}
     told = [
         "# What merging keeps",
         "Retention: score / score of the adapter alone (inverse for RMSE and NME). Mean and minimum over all members "
@@ -80,11 +84,12 @@ def methods_markdown(found: Collected, tasks: Iterable[str]) -> str:
     ]
     for backbone in sorted({row["backbone"] for row in rows}):
         tables = []
-        for size, name in SIZES.items():
-            for rank in sorted({row["rank"] for row in rows}):
-                some = [row for row in rows if (row["backbone"], row["tasks"], row["rank"]) == (backbone, size, rank)]
+        for kind, (size, belongs) in kinds.items():
+            own = [row for row in rows if row["tasks"] == size and belongs(row["set"].split("+"))]
+            for rank in sorted({row["rank"] for row in own}):
+                some = [row for row in own if (row["backbone"], row["rank"]) == (backbone, rank)]
                 if some:
-                    tables.append(_methods_table(f"{name}, rank {rank}", some))
+                    tables.append(_methods_table(f"{kind[0].upper()}{kind[1:]}, rank {rank}", some))
         told += [f"## `{backbone}`", *tables]
     return "\n\n".join(told) + "\n"
 
@@ -252,7 +257,7 @@ def main() -> None:
     for path, reason in found.left_out:
         print(f"left out: {path}: {reason}")
     atomic_write(options.results / "study_tables.md", study_markdown(found, stands_for))
-    atomic_write(options.results / "methods.md", methods_markdown(found, stands_for.values()))
+    atomic_write(options.results / "methods.md", methods_markdown(found, stands_for))
     realigned = realigned_markdown(found, stands_for)
     atomic_write(options.results / "realigned.md", realigned)
     if options.page:

@@ -2,7 +2,7 @@
 
 import itertools
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,6 +17,30 @@ def merges_of(found: Collected, tasks: Iterable[str]) -> list[Row]:
     """Merges of these tasks alone."""
     known = set(tasks)
     return [row for row in found.merges if set(row["set"].split("+")) <= known]
+
+
+def kinds_of_sets(
+    stands_for: Mapping[str, str], sizes: Iterable[int]
+) -> dict[str, tuple[int, Callable[[Iterable[str]], bool]]]:
+    """What tables keep apart: the size of a set, and whether a set of that size belongs. No set is of two kinds.
+
+    Triples with both of the study's dissimilar domains are the ones that it merges; the others are harder.
+
+    Args:
+        stands_for: the study's task to ours.
+        sizes: of sets; those above the number of tasks have kinds of their own.
+    """
+    both = {stands_for["firerisk"], stands_for["galaxy"]}
+    tasks = set(stands_for.values())
+    beyond = sorted(size for size in set(sizes) if size > len(tasks))
+    return {
+        "pairs": (2, lambda names: True),
+        f"triples with {' + '.join(sorted(both))}": (3, lambda names: both <= set(names)),
+        "other triples": (3, lambda names: not both <= set(names)),
+        "all six in one": (6, lambda names: True),
+        **{f"all {size} in one": (size, tasks.issubset) for size in beyond},
+        "one task": (1, lambda names: True),
+    }
 
 
 def realigned_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
@@ -40,23 +64,17 @@ def realigned_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
         for row in merges_of(found, tasks | larger)
         if row["retention"] is not None and (row["tasks"] > len(tasks) or tasks.issuperset(row["set"].split("+")))
     ]
-    triples = {stands_for["firerisk"], stands_for["galaxy"]}
-    beyond = sorted({row["tasks"] for row in rows if row["tasks"] > len(tasks)})
-    kinds: dict[str, tuple[int, set[str]]] = {
-        "pairs": (2, set()), f"triples with {' + '.join(sorted(triples))}": (3, triples),
-        "all six in one": (6, tasks), **{f"all {size} in one": (size, tasks) for size in beyond},
-        "one task": (1, set()),
-    }  # fmt: skip
+    kinds = kinds_of_sets(stands_for, {row["tasks"] for row in rows})
     for backbone in sorted({row["backbone"] for row in rows}):
         lines = [HEAD, "|---|---|---|---|---|---|---|---|---|"]
         differences = ["| set | rank | merge | raw | linear | deep |", "|---|---|---|---|---|---|"]
-        for kind, (size, including) in kinds.items():
+        for kind, (size, belongs) in kinds.items():
             drawn_from = sorted(tasks) if size <= len(tasks) else sorted(tasks | larger)
-            there = sum(including <= set(names) for names in itertools.combinations(drawn_from, size)) * size
+            there = sum(belongs(names) for names in itertools.combinations(drawn_from, size)) * size
             own = [
                 row
                 for row in rows
-                if (row["backbone"], row["tasks"]) == (backbone, size) and including <= set(row["set"].split("+"))
+                if (row["backbone"], row["tasks"]) == (backbone, size) and belongs(row["set"].split("+"))
             ]
             for rank in sorted({row["rank"] for row in own}):
                 some = [row for row in own if row["rank"] == rank]

@@ -101,7 +101,7 @@ def test_methods_by_size_rank_and_images() -> None:
             row("stars", "land+stars", 0.4, realign="deep", images=50),
             row("stars", "dots+land+stars", 0.6, rank=64), row("stars", "drawn+stars", 0.1),
         ),
-        STANDS.values(),
+        STANDS,
     )  # fmt: skip
     means = [statistics.fmean([1.0, 0.5]), statistics.fmean([0.9, 0.7, 1.0])]
     least = [0.5, 0.7]
@@ -109,7 +109,7 @@ def test_methods_by_size_rank_and_images() -> None:
     assert lines(text, "cat", "0", "1 to 2") == [["cat", "0", "1 to 2", *shown]]
     assert lines(text, "cat + deep", "100") == [["cat + deep", "100", "1", "1.000 (1)", "1.000 (1)"]]
     assert lines(text, "cat + deep", "50") == [["cat + deep", "50", "1", "0.500 (1)", "0.500 (1)"]]
-    triples = text[text.index("### Triples, rank 64") :]
+    triples = text[text.index("### Triples with land + stars, rank 64") :]
     assert lines(triples, "cat") == [["cat", "0", "1", "0.750 (1)", "0.750 (1)"]]
 
 
@@ -141,6 +141,7 @@ def test_realigned_merges_stand_beside_raw_ones_with_the_losses_that_a_test_set_
         "-",
         "-",
     ]
+    assert lines(text, "other triples")[0][2:] == ["`cat` (1 of 48)", "0", "-", "-", "0.125 / 0.12", "-", "-"]
     assert lines(text, "all six in one")[0][2:] == ["`cat`", "0", "-", "-", "0.500 / 0.50", "-", "-"]
 
 
