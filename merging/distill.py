@@ -1,7 +1,9 @@
 """Label-free refinement of a merge: its low-rank factors are trained to give each single-adapter model's answers."""
 
 import copy
+import csv
 import hashlib
+import io
 import logging
 import math
 import time
@@ -14,6 +16,7 @@ from peft import set_peft_model_state_dict
 from torch import Tensor, nn
 
 from launch.errors import CommandError
+from launch.files import atomic_write
 from launch.progress import track
 from lightning_modules.backbone import set_fused_attention, split_qkv
 from lightning_modules.lora import TARGET_MODULES, adaptable, add_lora, lora_config
@@ -21,8 +24,8 @@ from lightning_modules.model import MLPHead
 from lightning_modules.module import warmup_cosine
 from merging.delta import Delta, Weights, require
 from merging.gram import Grams, gram
-from merging.methods import merge_members, shipped
-from merging.predict import output_drift, tolerance
+from merging.methods import Outcome, merge_members, shipped
+from merging.predict import expected_retention, output_drift, tolerance
 from merging.svd import svd
 from merging.workbench import Workbench, outputs
 
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 HELD_OUT = 64  # images per task that are never trained on: they say when to stop
 CHECK_EVERY = 50  # steps between looks at them
 STARTS = ("gram", "regress")
+CURVE = ("step", "seconds", "loss", "mean_drift", "worst_drift", "mean_retention", "worst_retention")
 
 
 def distill(
@@ -51,7 +55,7 @@ def distill(
     lr: float,
     patience: int,
     seed: int,
-) -> Delta:
+) -> Outcome:
     """Starts at a closed form and moves low-rank factors by Adam until held-out answers stop getting nearer.
 
     loss = sum over tasks of |z - z_i|^2 / var(z_i) + |h_i(z) - h_i(z_i)|^2 / t_i, means over images and numbers, with z
@@ -61,8 +65,7 @@ def distill(
     those with the lowest geometric mean of the members' drifts on ``HELD_OUT`` training images per task, looked at
     every ``CHECK_EVERY`` steps: a member whose answers move a lot whatever is done (emotion) must not decide alone.
 
-    The curve (step, seconds, loss, mean drift, worst drift) goes to ``bench.scratch/distill-*.csv``, a checkpoint
-    beside it, from which a run that was killed goes on.
+    The curve goes to ``bench.scratch/distill-*.csv``, a checkpoint beside it, from which a run that was killed goes on.
 
     Args:
         start: "gram": its factors are what is trained, and the result keeps their rank. "regress": factors of the same
@@ -76,6 +79,10 @@ def distill(
         steps, seconds: the budget; whichever ends first (seconds None: no limit).
         lr: peak, after a warm-up of 5 % of the steps, then half a cosine.
         patience: looks without a lower mean drift after which it stops.
+
+    Returns:
+        The change and its curve, a dict of ``CURVE`` for each look: drift and retention expected without labels
+        (``predict.expected_retention``, None where unknown), mean (of drifts: geometric) and worst over the members.
 
     Raises:
         CommandError: an impossible budget, or a rank that is no low rank.
@@ -110,19 +117,20 @@ def distill(
         bench.scratch, tasks, (start, cat_share, rank, *more, widen_rank, images, mirror, steps, batch, lr, seed)
     )
     first, spent, best, stale = 0, 0.0, (math.inf, _factors(student)), 0
+    curve: list[dict[str, float | None]] = []
     if state_file is not None and state_file.exists():
         state = torch.load(state_file, weights_only=True, map_location="cpu")
         first, spent, stale = state["step"], state["seconds"], state["stale"]
         set_peft_model_state_dict(student, state["factors"])
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"])
-        best = (state["drift"], state["best"])
+        best, curve = (state["drift"], state["best"]), state["curve"]
         log.info("Distillation goes on at step %d from %s", first, state_file)
     else:
-        mean, worst = _drift(student, bench, pool)
-        best = (mean, _factors(student))
-        _note(log_file, "step,seconds,loss,mean_drift,worst_drift\n", new=True)
-        _note(log_file, f"0,0.0,,{mean:.5f},{worst:.5f}\n")
+        seen = _look(student, bench, pool)
+        best = (seen[0], _factors(student))
+        curve.append(dict(zip(CURVE, (0, 0.0, None, *seen), strict=True)))
+        _write_curve(log_file, curve)
     begun = time.perf_counter()
     heads = {task: copy.deepcopy(bench.members[task].head).to(bench.device) for task in tasks}
     set_fused_attention(student, fused=bench.device.type != "cpu")
@@ -138,19 +146,20 @@ def distill(
         if (step + 1) % CHECK_EVERY and step + 1 < steps and not over:
             continue
         set_fused_attention(student, fused=True)
-        drift, worst = _drift(student, bench, pool)
+        seen = _look(student, bench, pool)
         set_fused_attention(student, fused=bench.device.type != "cpu")
-        _note(log_file, f"{step + 1},{now:.1f},{float(loss.detach()):.5f},{drift:.5f},{worst:.5f}\n")
-        stale = 0 if drift < best[0] else stale + 1
-        if drift < best[0]:
-            best = (drift, _factors(student))
+        curve.append(dict(zip(CURVE, (step + 1, round(now, 1), float(loss.detach()), *seen), strict=True)))
+        _write_curve(log_file, curve)
+        stale = 0 if seen[0] < best[0] else stale + 1
+        if seen[0] < best[0]:
+            best = (seen[0], _factors(student))
         if state_file is not None:
-            _save(state_file, student, optimizer, generator, step + 1, now, stale, best)
+            _save(state_file, student, optimizer, generator, step + 1, now, stale, best, curve)
         if over or stale >= patience:
             break
     if state_file is not None:
         state_file.unlink(missing_ok=True)
-    return _sum(base, _as_delta(best[1]))
+    return Outcome(_sum(base, _as_delta(best[1])), curve=curve)
 
 
 def trained_rank(merged: Delta, rank: int | None) -> int | None:
@@ -235,16 +244,22 @@ def _loss(
 
 
 @torch.no_grad()
-def _drift(student: nn.Module, bench: Workbench, pool: Mapping[str, _Pool]) -> tuple[float, float]:
-    """Geometric mean and largest of the members' drifts on held-out images."""
-    drifts = []
+def _look(
+    student: nn.Module, bench: Workbench, pool: Mapping[str, _Pool]
+) -> tuple[float, float, float | None, float | None]:
+    """Geometric mean and largest of the members' drifts on held-out images, mean and lowest of expected retention."""
+    drifts, kept = [], []
     for task, own in pool.items():
         with torch.autocast(bench.device.type, bench.dtype, enabled=bench.dtype is not None):
             features = student(own.pixels[own.count :].float().to(bench.device)).float().cpu()
         member = bench.members[task]
         wanted = outputs(member.head, own.wanted[own.count :])
-        drifts.append(output_drift(member.task, wanted, outputs(member.head, features)))
-    return math.exp(sum(math.log(max(drift, 1e-9)) for drift in drifts) / len(drifts)), max(drifts)
+        answers = outputs(member.head, features)
+        drifts.append(output_drift(member.task, wanted, answers))
+        kept.append(expected_retention(member.task, wanted, answers, member.validation))
+    told = [value for value in kept if value is not None]
+    mean, worst = (sum(told) / len(told), min(told)) if len(told) == len(kept) else (None, None)
+    return math.exp(sum(math.log(max(drift, 1e-9)) for drift in drifts) / len(drifts)), max(drifts), mean, worst
 
 
 def _factors(student: nn.Module) -> dict[str, Tensor]:
@@ -280,10 +295,13 @@ def _files(scratch: Path | None, tasks: Sequence[str], settings: Any) -> tuple[P
     return scratch / f"{stem}.csv", scratch / f"{stem}.pt"
 
 
-def _note(file: Path | None, line: str, new: bool = False) -> None:
+def _write_curve(file: Path | None, curve: Sequence[Mapping[str, float | None]]) -> None:
     if file is not None:
-        with file.open("w" if new else "a", encoding="utf-8") as stream:
-            stream.write(line)
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, CURVE, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(curve)
+        atomic_write(file, buffer.getvalue())
 
 
 def _save(
@@ -295,10 +313,12 @@ def _save(
     seconds: float,
     stale: int,
     best: tuple[float, dict[str, Tensor]],
+    curve: Sequence[Mapping[str, float | None]],
 ) -> None:
     state = {
         "step": step, "seconds": seconds, "stale": stale, "factors": _factors(student),
         "optimizer": optimizer.state_dict(), "generator": generator.get_state(), "drift": best[0], "best": best[1],
+        "curve": list(curve),
     }  # fmt: skip
     temporary = file.with_suffix(".tmp")
     torch.save(cast(Any, state), temporary)

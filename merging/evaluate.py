@@ -40,6 +40,7 @@ class Merged:
         ways: by task, what it has in place of ``delta`` where the merge branches.
         passes: of the backbone that all tasks together cost.
         choice: the merge that was taken by one that tries others.
+        curve: of a merge that is trained, see ``methods.Outcome``.
     """
 
     delta: Delta | None
@@ -50,6 +51,7 @@ class Merged:
     ways: Mapping[str, Delta] = field(default_factory=dict)
     passes: float = 1.0
     choice: str | None = None
+    curve: Sequence[Mapping[str, float | None]] = ()
 
     def delta_of(self, task: str) -> Delta | None:
         """What is folded into the backbone for this task's answer."""
@@ -66,7 +68,8 @@ def merge_set(
 ) -> list[Merged]:
     """Merges one set and fits each kind of readout; deep and linear ones come from one pass over the images."""
     begun = time.perf_counter()
-    delta, choice = merge(tasks)
+    outcome = merge(tasks)
+    delta = outcome.delta
     ways: dict[str, Delta] = {}
     passes = 1.0
     if branching is not None:
@@ -88,12 +91,13 @@ def merge_set(
             readout, _ = choose_readout(given, single)
             heads[realign][task] = fold_readout(bench.members[task].head, readout)
             spent[realign] += reading + time.perf_counter() - begun
+    shared = (ways, passes, outcome.choice, outcome.curve)
     for realign in realigns:
         if realign == "none":
             own_heads = {task: bench.members[task].head for task in tasks}
-            found[realign] = Merged(delta, own_heads, realign, merging, 0, ways, passes, choice)
+            found[realign] = Merged(delta, own_heads, realign, merging, 0, *shared)
         else:
-            found[realign] = Merged(delta, heads[realign], realign, spent[realign], images, ways, passes, choice)
+            found[realign] = Merged(delta, heads[realign], realign, spent[realign], images, *shared)
     return [found[realign] for realign in realigns]
 
 

@@ -45,7 +45,7 @@ def ladder(
     require("ladder" not in settings, "rungs", list(rungs), "merges other than ladder")
     require(after in ("none", "linear", "deep"), "after", after, "none, linear or deep")
     tasks = sorted(deltas)
-    best: tuple[float, Delta, str] | None = None
+    best: tuple[float, Outcome] | None = None
     for name, own in settings.items():
         function = functools.partial(merge_function(own | {"weights": weights}), bench)
         (merged,) = merge_set(bench, tasks, function, [after], images)
@@ -55,12 +55,12 @@ def ladder(
         worst = min(rows, key=lambda row: float(row["predicted"]))
         log.info("%s: %s is predicted to keep %.3f, the others more", name, worst["task"], worst["predicted"])
         if best is None or worst["predicted"] > best[0]:
-            best = (worst["predicted"], merged.delta, name)
+            best = (worst["predicted"], Outcome(merged.delta, name, merged.curve))
         if worst["predicted"] >= keep:
             break
     assert best is not None
-    log.info("Chosen for %s: %s", "+".join(tasks), best[2])
-    return Outcome(best[1], best[2])
+    log.info("Chosen for %s: %s", "+".join(tasks), best[1].choice)
+    return best[1]
 
 
 def _settings(rung: str | Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:

@@ -22,10 +22,12 @@ class Outcome(NamedTuple):
     Attributes:
         delta: None where nothing is merged (``frozen``).
         choice: the merge that was taken by one that tries others; None of all else.
+        curve: of a merge that is trained, a dict for each look at held-out images (``distill.CURVE``).
     """
 
     delta: Delta | None
     choice: str | None = None
+    curve: Sequence[Mapping[str, float | None]] = ()
 
 
 def method_of(config: Mapping[str, Any]) -> Callable[..., Any]:

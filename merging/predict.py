@@ -89,6 +89,13 @@ def predict_retention(
     return value, min(low, value), max(high, value)
 
 
+def expected_retention(task: Task, single: Tensor, merged: Tensor, known: Mapping[str, float]) -> float | None:
+    """As ``predict_retention`` without labels and without the interval; None where ``known`` does not suffice."""
+    if task.kind != "classification" and task.metric not in known:
+        return None
+    return _stand(task, single.double(), merged.double(), known, None).expected(0.0)
+
+
 def measurement_noise(task: Task, single: Tensor, merged: Tensor, targets: Tensor, seed: int = 0) -> float:
     """Standard deviation of a measured retention over the choice of its images: no prediction comes nearer to it."""
     if task.kind != "classification":

@@ -83,6 +83,8 @@ def merge(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[st
         result = merge_all(config, run, bundles)
         rows = [{key: row[key] for key in (*COLUMNS, *FURTHER, *PREDICTED)} for row in result["rows"]]
         log_table(opened, "rows", rows)
+        curves = [{"set": tasks, **look} for tasks, curve in result["curves"].items() for look in curve]
+        log_table(opened, "curves", curves)
         shown = run.path / EXAMPLES / "examples.json"
         if shown.is_file():
             log_examples(opened, shown.parent, json.loads(shown.read_text(encoding="utf-8")))
@@ -118,7 +120,8 @@ def merge_all(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dic
             "seed": config.seed,
             "lora": _adapters_label(opened.bench, tasks),
         }
-        write_json(file, {"rows": [shared | row for row in rows], "models": saved})
+        scored = [shared | row for row in rows]
+        write_json(file, {"rows": scored, "models": saved, "curve": list(merges[0].curve)})
     return summarise(sets, folder, config, opened)
 
 
@@ -131,11 +134,13 @@ def _expected(config: MergeConfig, opened: Bench, merges: Sequence[Merged]) -> l
 
 def summarise(sets: Sequence[Sequence[str]], folder: Path, config: MergeConfig, opened: Bench) -> dict[str, Any]:
     """All sets' rows together, shown as a table and returned."""
-    rows, models = [], []
+    rows, models, curves = [], [], {}
     for tasks in sets:
         content = json.loads((folder / f"{'+'.join(tasks)}.json").read_text(encoding="utf-8"))
         rows += content["rows"]
         models += content["models"]
+        if curve := content.get("curve"):
+            curves["+".join(tasks)] = curve
     show(rows)
     for model in models:
         log.info("Merged model: %s", model)
@@ -149,6 +154,7 @@ def summarise(sets: Sequence[Sequence[str]], folder: Path, config: MergeConfig, 
         "adapters": {name: _origin(member) for name, member in opened.bench.members.items()},
         "rows": [{key: row[key] for key in (*COLUMNS, *FURTHER, *PREDICTED, "lora", "scores")} for row in rows],
         "models": models,
+        "curves": curves,
     }
 
 

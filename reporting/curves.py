@@ -1,4 +1,4 @@
-"""Validation curves of a training run, from the CSV logger's files."""
+"""Curves of runs: of a training, validation metrics from the CSV logger's files; of a merge, what its steps kept."""
 
 import csv
 import math
@@ -40,6 +40,22 @@ def read_curves(run: Path, result: dict[str, Any], origin: int) -> list[dict[str
             "best": result.get("best_epoch"), "points": [[epoch, round(values[epoch], 6)] for epoch in kept],
         }
     ]  # fmt: skip
+
+
+def refinement_curves(result: dict[str, Any], origin: int) -> list[dict[str, Any]]:
+    """Retention against seconds of merges that are trained: mean over the members, expected on held-out images.
+
+    Returns:
+        One dict for each set, ``points`` [[seconds, retention], ...]; nothing where retention is not known.
+    """
+    found = []
+    for members, curve in result.get("curves", {}).items():
+        row = next(row for row in result["rows"] if row["set"] == members)
+        points = [[look["seconds"], round(look["mean_retention"], 6)] for look in curve if look["mean_retention"]]
+        named = {name: row[name] for name in ("set", "method", "rank", "seed", "data", "backbone")}
+        if points:
+            found.append(named | {"origin": origin, "points": points})
+    return found
 
 
 def _lines(file: Path) -> list[dict[str, str]]:

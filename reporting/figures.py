@@ -39,6 +39,7 @@ def write_figures(found: Collected, folder: Path, formats: list[str]) -> list[st
         "ranks": lambda: curve(rows, "rank", "rank"),
         "cost": lambda: cost(rows),
         "advisor": lambda: advisor(rows),
+        "refinement": lambda: refinement(found.refinements),
         "curves": lambda: training(found.curves),
     }
     drawn = []
@@ -147,6 +148,21 @@ def advisor(rows: list[Row]) -> Figure | None:
     axis.plot([row["retention"] for row in known], [row["predicted"] for row in known], "o", color=COLORS[0], ms=3)
     ends = [min(row["retention"] for row in known), max(row["retention"] for row in known)]
     axis.plot(ends, ends, "--", color="#555555", linewidth=0.8)
+    return figure
+
+
+def refinement(curves: list[dict[str, Any]]) -> Figure | None:
+    """Expected retention against the seconds of a merge that is trained, a line per set and seed, a colour per rank."""
+    if not curves:
+        return None
+    figure, axis = _plain("seconds of refinement", RETENTION)
+    ranks = sorted({item["rank"] for item in curves})
+    for rank in ranks:
+        for number, item in enumerate(item for item in curves if item["rank"] == rank):
+            xs, ys = zip(*item["points"], strict=True)
+            label = f"r={rank}" if number == 0 else None
+            axis.plot(xs, ys, color=COLORS[ranks.index(rank) % len(COLORS)], linewidth=1, label=label)
+    _finish(axis)
     return figure
 
 

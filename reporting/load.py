@@ -10,7 +10,7 @@ import yaml  # type: ignore[import-untyped]
 from launch.errors import UserError, nearest
 from launch.labels import lora_settings
 from launch.runs import SCHEMA_VERSION
-from reporting.curves import read_curves
+from reporting.curves import read_curves, refinement_curves
 from reporting.examples import read_examples
 from reporting.rows import (
     MERGE_DEMANDED,
@@ -78,6 +78,8 @@ def _add_run(found: Collected, run: Path, seen: set[tuple[Any, ...]]) -> None:
     _take(found, rows, kind, number, str(file), seen)
     if kind == "train":
         found.curves += read_curves(run, result, number)
+    else:
+        found.refinements += refinement_curves(result, number)
     found.examples += read_examples(run, number, found.left_out)
 
 

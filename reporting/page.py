@@ -71,6 +71,7 @@ def payload(found: Collected) -> dict[str, Any]:
         "origins": origins,
         "config": base,
         "curves": found.curves[:MAX_CURVES],
+        "refinements": found.refinements[:MAX_CURVES],
         "examples": found.examples[:MAX_EXAMPLES],
         "primary": primary_metrics(found),
         "higher": {row["metric"]: higher_is_better(row["metric"]) for row in [*found.trains, *found.merges]},

@@ -53,6 +53,8 @@ class Collected:
         origins: file, run, config hash, commit, fingerprints, versions and config of each source of rows.
         curves: validation metrics by epoch: ``task, metric, rank, seed, data, backbone, origin`` and ``points``
             ``[[epoch, value], ...]``.
+        refinements: retention by seconds of merges that are trained: ``set, method, rank, seed, data, backbone,
+            origin`` and ``points`` ``[[seconds, retention], ...]``, expected on held-out images, mean over members.
         examples: pictures with predictions (see ``reporting.examples``).
         left_out: path and reason of whatever was found but not used.
     """
@@ -61,6 +63,7 @@ class Collected:
     merges: list[Row] = field(default_factory=list)
     origins: list[dict[str, Any]] = field(default_factory=list)
     curves: list[dict[str, Any]] = field(default_factory=list)
+    refinements: list[dict[str, Any]] = field(default_factory=list)
     examples: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
 

@@ -36,7 +36,7 @@ def test_a_ladder_without_a_rung_that_holds_ends_where_advice_points(outputs: Pa
     given = ["merge=ladder", "merge.rungs=[average,tsv]", "merge.after=none", "merge.keep=99", "merge.images=24"]
     config = merge_config(command(outputs, *given, "tasks=[dots,level]"))
     bench = open_bench(config, find_bundles(config, outputs)).bench
-    _, choice = merge_function(config.merge)(bench, ["dots", "level"])
+    choice = merge_function(config.merge)(bench, ["dots", "level"]).choice
     predicted = advise_here(command(outputs, "tasks=[dots,level]", "advise=true", "candidates=[average,tsv]"))["rows"]
     assert {row["method"] for row in predicted if row["recommended"]} == {choice}
 

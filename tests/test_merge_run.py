@@ -245,11 +245,16 @@ def test_distillation_brings_answers_nearer_and_resumes_to_the_same(
     settings = ["merge=distill", "merge.steps=20", "merge.batch=8", "merge.lr=2e-3", "merge.patience=9", "save=false"]
     settings.append("merge.widen=[]")  # so few steps suffice
     pair = command(outputs, "tasks=[leaves,dots]", *settings)
-    _, run = merge_here(pair)
+    result, run = merge_here(pair)
     (curve,) = (run.path / "scratch").glob("distill-*.csv")
-    drifts = [float(line.split(",")[3]) for line in curve.read_text().splitlines()[1:]]
+    lines = [dict(zip(module.CURVE, line.split(","), strict=True)) for line in curve.read_text().splitlines()[1:]]
+    drifts = [float(line["mean_drift"]) for line in lines]
     assert len(drifts) == 5
     assert min(drifts) < drifts[0]
+    (looks,) = result["curves"].values()
+    assert [look["mean_drift"] for look in looks] == drifts
+    best = min(looks, key=lambda look: look["mean_drift"])
+    assert looks[0]["worst_retention"] < best["worst_retention"] <= best["mean_retention"]
     assert not list((run.path / "scratch").glob("*.pt"))
 
     save = module._save
@@ -267,6 +272,7 @@ def test_distillation_brings_answers_nearer_and_resumes_to_the_same(
     merge_here(pair)
     (again,) = (run.path / "scratch").glob("distill-*.csv")
     assert [float(line.split(",")[3]) for line in again.read_text().splitlines()[1:]] == drifts
+    assert len(again.read_text().splitlines()) == 6
 
 
 def test_distillation_counts_changes_of_numbers_in_the_models_own_error(

@@ -247,7 +247,9 @@ def test_the_folder_holds_every_format_and_the_same_numbers(tmp_path):
     formats = ["html", "csv", "parquet", "markdown", "svg"]
     write_report(found, folder, formats, ["outputs"])
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    figures = {f"figures/{name}.svg" for name in ("pairs", "methods", "tasks", "ranks", "cost", "advisor", "curves")}
+    assert {len(curve["points"]) for curve in found.refinements} == {5}
+    drawn = ("pairs", "methods", "tasks", "ranks", "cost", "advisor", "curves", "refinement")
+    figures = {f"figures/{name}.svg" for name in drawn}
     assert names == figures | {
         "report.html", "merges.csv", "merges.parquet", "trains.csv", "trains.parquet", "tables.md", "left_out.json",
     }  # fmt: skip

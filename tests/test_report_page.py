@@ -10,7 +10,7 @@ from reporting.making import write_report
 from tests.browser import chromium
 from tests.report_rows import merge_rows, write_merge_run, write_outputs, write_train_run
 
-FIGURES = ("pairs", "methods", "tasks", "ranks", "cost", "advisor", "examples", "alone", "curves")
+FIGURES = ("pairs", "methods", "tasks", "ranks", "cost", "refinement", "advisor", "examples", "alone", "curves")
 
 
 @pytest.fixture(scope="module")

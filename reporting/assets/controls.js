@@ -14,12 +14,13 @@ const table = { kind: MERGES.length ? "merge" : "train", column: null, down: tru
 let ownMetric = true;
 const isOwn = (row) => row.metric === DATA.primary[row.task];
 
+const isChosen = (row) => FILTERS.every((name) => !known(row[name]) || chosen[name].has(row[name]));
 const passes = (row) => FILTERS.every((name) => (name === "metric" && ownMetric) || !known(row[name]) || chosen[name].has(row[name]))
   && (!ownMetric || isOwn(row));
 
 function filtered() {
   const merges = MERGES.filter(passes);
-  return { merges, kept: merges.filter((row) => known(row.retention)), alone: TRAINS.filter(passes), curves: DATA.curves.filter(passes) };
+  return { merges, kept: merges.filter((row) => known(row.retention)), alone: TRAINS.filter(passes), curves: DATA.curves.filter(passes), refinements: DATA.refinements.filter(isChosen) };
 }
 
 function readAddress() {
@@ -111,6 +112,7 @@ function emptyText(figure, rows) {
   if (figure.id === "curves") return DATA.curves.length ? "Nothing under these filters." : "No training run lies in these folders: python train.py task=galaxy lora.rank=16";
   const all = figure.merge ? MERGES : TRAINS;
   if (all.length && !(figure.merge ? rows.kept : rows.alone).length) return "Nothing under these filters.";
+  if (figure.id === "refinement" && MERGES.length) return "No merge was refined: python merge.py tasks=[age_class,galaxy] merge=distill";
   if (figure.id === "advisor" && MERGES.length) return "No merge has a prediction.";
   if (figure.id === "pairs" && MERGES.length) return "No pair was merged.";
   return figure.merge ? "Nothing was merged yet: python merge.py -m sweep=pairs merge=cat lora.rank=16" : "Nothing was trained yet: python train.py -m experiment=table1";

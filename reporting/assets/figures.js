@@ -1,5 +1,5 @@
 /* The figures. Each takes the filtered rows and the width, and returns nodes; none when there is nothing to draw. */
-const choice = { cost: "seconds", allPairs: false, allCurves: false };
+const choice = { cost: "seconds", allPairs: false, allCurves: false, allRefinements: false };
 const FIRST_PANELS = 8, FIRST_CURVES = 12;
 const lookOf = (label) => style(METHODS.indexOf(label));
 const rankLook = (rank) => style(RANKS.indexOf(rank));
@@ -134,6 +134,18 @@ function advisorFigure({ kept }, width) {
   return [plot({ title: "Advisor's prediction against measurement", series, xLabel: "measured retention", yLabel: "predicted retention", width, diagonal: true, size: 3, height: 330 }), element("p", { class: "caption" }, text)];
 }
 
+function refinementFigure({ refinements }, width) {
+  const shown = choice.allRefinements ? refinements : refinements.slice(0, FIRST_CURVES);
+  if (!shown.length) return [];
+  const series = shown.map((item, place) => ({
+    name: String(place), legend: `${item.set}, r=${item.rank}, seed ${item.seed}`, look: style(place), line: true, rows: [{ ...item, kind: "curve" }],
+    text: `${item.set}\n${item.method}, rank ${item.rank}, seed ${item.seed} (${item.data})\nlast: ${number(item.points[item.points.length - 1][1])}`,
+    points: item.points.map(([x, y]) => ({ x, y })),
+  }));
+  const drawn = plot({ title: "Retention against seconds of refinement", series, xLabel: "seconds", yLabel: "expected retention", width, one: true, height: 330, marks: false });
+  return [drawn, ...more("allRefinements", refinements.length, FIRST_CURVES)];
+}
+
 function trainingFigure({ curves }, width) {
   const panels = [...groups(curves, (item) => `${item.task}, ${item.metric}`).entries()].sort(([a], [b]) => a.localeCompare(b));
   if (!panels.length) return [];
@@ -188,6 +200,7 @@ const FIGURES = [
   { id: "tasks", title: "Number of merged tasks", draw: methodCurve("tasks", "merged tasks", "Retention against number of merged tasks"), merge: true, caption: "Mean and standard deviation over sets, tasks and seeds." },
   { id: "ranks", title: "Rank of the merged adapters", draw: methodCurve("rank", "rank", "Retention against rank"), merge: true, caption: "Mean and standard deviation over sets, tasks and seeds." },
   { id: "cost", title: "Cost against retention", draw: costFigure, merge: true, pick: ["seconds", "images", "passes"], caption: "One point per method and rank. The steps join what nothing is both cheaper and better than." },
+  { id: "refinement", title: "Refinement", draw: refinementFigure, merge: true, caption: "Retention against seconds of merges that are trained (distill): mean over the members, expected without labels on held-out images." },
   { id: "advisor", title: "Advisor against measurement", draw: advisorFigure, merge: true, caption: "Retention predicted before merging, with its interval, and measured after." },
   { id: "examples", title: "Examples", draw: exampleFigure, caption: "What the single and the merged model answer." },
   { id: "alone", full: true, title: "Rank of the adapters alone", draw: aloneFigure, caption: "Test score, mean and standard deviation over seeds. Rank 0 is a head on the frozen backbone." },
