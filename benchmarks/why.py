@@ -8,6 +8,7 @@ are not in OUTPUTS stay) and ``why.md`` there. No image is read.
 
 import argparse
 import itertools
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,21 +32,23 @@ COLUMNS = (*KEYS, "interference", "conflict")
 SHOWN = {"cat, raw": ("cat", "none"), "cat, deep": ("cat", "deep"), "regress, deep": ("regress", "deep")}
 
 
+def there(outputs: Path, tasks: Sequence[str]) -> list[tuple[int, int]]:
+    """Rank and seed of which all tasks' adapters are in a folder of runs."""
+    names = [path.parent.name for path in (outputs / "adapters" / tasks[0]).glob(f"r*-s*/{CARD}")]
+    pairs = [tuple(map(int, found.groups())) for name in names if (found := re.fullmatch(r"r([1-9]\d*)-s(\d+)", name))]
+    return [
+        (rank, seed)
+        for rank, seed in sorted(pairs)
+        if all((bundle_path(outputs, task, rank, seed) / CARD).is_file() for task in tasks)
+    ]
+
+
 def disturbance_rows(outputs: Path, tasks: Iterable[str]) -> list[dict[str, Any]]:
     """A row for each member of each pair, rank and seed of which all adapters are there."""
     tasks = sorted(tasks)
-    there = {
-        (int(rank.removeprefix("r")), int(seed.removeprefix("s")))
-        for path in (outputs / "adapters" / tasks[0]).glob(f"r*-s*/{CARD}")
-        for rank, seed in [path.parent.name.split("-")]
-        if rank.removeprefix("r").isdecimal()
-    }
     found = []
-    for rank, seed in sorted(there):
-        paths = {task: bundle_path(outputs, task, rank, seed) for task in tasks}
-        if not rank or not all((path / CARD).is_file() for path in paths.values()):
-            continue
-        members = {task: read_member(path) for task, path in paths.items()}
+    for rank, seed in there(outputs, tasks):
+        members = {task: read_member(bundle_path(outputs, task, rank, seed)) for task in tasks}
         pairs = list(itertools.combinations(tasks, 2))
         for pair in track(pairs, f"Pairs of rank {rank}, seed {seed}", len(pairs)):
             for task, told in disturbances({name: members[name] for name in pair}).items():

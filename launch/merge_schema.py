@@ -58,9 +58,16 @@ def _candidates(candidates: list[str]) -> Iterator[str]:
             yield f"candidates={checks.show(candidates)}: there is no merge {name}.{hint}"
 
 
-def _advice(advise: Any, advice_images: Any) -> Iterator[str]:
-    if advise is True and advice_images is None:
-        yield "advice_images=null: advice needs validation images; give 64 or more."
+def _advice(advise: Any, advice_images: Any, realign: Any, branch_at: Any) -> Iterator[str]:
+    if advise is not True or advice_images is not None:
+        return
+    if realign not in ("none", ["none"]):
+        yield (
+            f"realign={checks.show(realign)}: without images (advice_images=null) nothing is known of realigned heads. "
+            "Take realign=none, or give advice_images=64 or more."
+        )
+    if branch_at is not None:
+        yield f"branch_at={branch_at}: without images (advice_images=null) nothing is known of branches."
 
 
 def _branching(branch_at: Any, branch: Any, save: Any) -> Iterator[str]:
@@ -141,7 +148,7 @@ class MergeConfig(Strict):
     checks: ClassVar[tuple[Check, ...]] = (
         (("merge",), _method),
         (("candidates",), _candidates),
-        (("advise", "advice_images"), _advice),
+        (("advise", "advice_images", "realign", "branch_at"), _advice),
         (("branch_at", "branch", "save"), _branching),
         (("sets", "tasks", "sweep.sizes", "sweep.of"), _sets),
     )

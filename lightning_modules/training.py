@@ -44,6 +44,8 @@ from lightning_modules.tracking import define_metrics, log_bundle, log_picture, 
 from merging.features import DeepFeatures
 from merging.grams import collect_grams
 from merging.members import bundle_path
+from merging.robustness import IMAGES as ROBUST_IMAGES
+from merging.robustness import disturbed, measure_robustness
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +95,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
         best_epoch, validation = load_best(module, checkpoints / f"{BEST}.ckpt")
         (logged,) = trainer.test(module, datamodule=data, verbose=False)
         metrics = of_stage(logged, f"test/{task.name}/")
-        result = {
+        result: dict[str, Any] = {
             "task": {"name": task.name, "kind": task.kind, "metric": task.metric, "classes": task.classes},
             "data": data_card(images),
             "backbone": backbone_card,
@@ -114,6 +116,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
                 device = trainer.strategy.root_device
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
                     grams = task_grams(model.backbone.to(device).eval(), images, config.gram_images, device)
+                    result["robustness"] = task_robustness(model.to(device).eval(), task, images, device)
             result["bundle"] = str(publish(run, config, model, lora, grams, result, opened))
             if trainer.is_global_zero:
                 log_pictures(opened, run.path / "pictures", task, module.answers[task.name], images)
@@ -200,6 +203,19 @@ def task_grams(backbone: nn.Module, data: ImageDataModule, count: int, device: t
     return collect_grams(backbone, (normalize(images.to(device), data.mean, data.std) for images in pictures))
 
 
+@torch.no_grad()
+def task_robustness(model: MultiTaskModel, task: Task, data: ImageDataModule, device: torch.device) -> list[float]:
+    """``merging.robustness.measure_robustness`` on validation images."""
+
+    def answers(level: float) -> Tensor:
+        with disturbed(model, level):
+            batches = data.plain_dataloader("val", ROBUST_IMAGES)
+            pictures = (normalize(batch["image"].to(device), data.mean, data.std) for batch in batches)
+            return torch.cat([model(images)[task.name].float().cpu() for images in pictures])
+
+    return measure_robustness(answers, task, data.targets("val", ROBUST_IMAGES))
+
+
 def publish(
     run: Run,
     config: TrainConfig,
@@ -217,6 +233,7 @@ def publish(
         key: result[key]
         for key in ("task", "data", "backbone", "lora", "features", "metric", "score", "metrics", "validation")
     }
+    card["robustness"] = result.get("robustness")
     card |= {"seed": config.seed, "run": run.name, "config_hash": run.hash, "provenance": provenance()}
     card["config"] = run.config
     kept = run.path / "adapter"

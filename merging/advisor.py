@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from launch.errors import CommandError
 from launch.merge_schema import MergeConfig
 from launch.progress import track
 from launch.runs import Run
-from merging.branch import Branching
 from merging.conflict import conflict, interference
 from merging.evaluate import merge_set, predict_set
-from merging.members import Member
-from merging.methods import merge_function, require_delta, shipped
-from merging.run import Bench, branching_of, open_bench
+from merging.members import Member, read_member
+from merging.methods import merge_function, merge_members, needs_images, require_delta, shipped
+from merging.robustness import predict_by_error, relative_errors, require_robustness
+from merging.run import Bench, branching_of, check_alike, open_bench
 
 log = logging.getLogger(__name__)
 QUIET, TOLD_APART = 0.25, 0.1  # below these, interference is harmless and a conflict small
@@ -79,30 +80,32 @@ def disturbances(members: Mapping[str, Member]) -> dict[str, Disturbance]:
 def advise(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[str, Any]:
     """Predicts each member's retention for each candidate merge and realignment, and recommends one per set.
 
-    Recommended is the merge whose worst member is predicted best.
+    Recommended is the merge whose worst member is predicted best. Without images (``advice_images`` None) those
+    candidates are looked at that need none themselves, from stored Grams and each task's robustness.
 
     Returns:
         The content of ``result.json``: ``rows`` with predicted retention, its interval and the reason.
+
+    Raises:
+        CommandError: no images, and no candidate that does without.
     """
-    opened = open_bench(config, bundles)
+    expected, members, backbone = _predictor(config, bundles)
     rows: list[dict[str, Any]] = []
     sets = config.chosen_sets()
     for tasks in track(sets, "Looking ahead", len(sets)):
-        told = disturbances({task: opened.bench.members[task] for task in tasks})
+        told = disturbances({task: members[task] for task in tasks})
         own = [
-            {"set": "+".join(tasks), "method": method, "rank": config.lora.rank, "seed": config.seed}
+            {"set": "+".join(tasks), "rank": config.lora.rank, "seed": config.seed}
             | row
             | asdict(told[row["task"]])
             | {"reason": told[row["task"]].reason}
-            for method in config.candidates
-            for branching in dict.fromkeys((None, branching_of(config)))
-            for row in _expected(config, opened, tasks, method, branching)
+            for row in expected(tasks)
         ]
         best = recommended(own)
         rows += [row | {"recommended": _is(row, best)} for row in own]
         show(rows[-len(own) :], best)
     chosen = [row["predicted"] for row in rows if row["recommended"]]
-    return {"metric": "predicted retention", "score": min(chosen), "rows": rows, "backbone": opened.backbone}
+    return {"metric": "predicted retention", "score": min(chosen), "rows": rows, "backbone": backbone}
 
 
 def recommended(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
@@ -151,11 +154,53 @@ def show(rows: Sequence[Mapping[str, Any]], best: tuple[str, str]) -> None:
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
-def _expected(
-    config: MergeConfig, opened: Bench, tasks: Sequence[str], method: str, branching: Branching | None
-) -> list[dict[str, Any]]:
-    function = functools.partial(merge_function(shipped(method)), opened.bench)
-    merges = merge_set(opened.bench, tasks, function, config.realigns, config.images, branching)
-    assert config.advice_images is not None  # which the config's check has seen to
-    rows = predict_set(opened.bench, merges, config.advice_images)
-    return [row | {"passes": merges[0].passes} for row in rows]
+def _predictor(
+    config: MergeConfig, bundles: Mapping[str, Path]
+) -> tuple[Callable[[Sequence[str]], list[dict[str, Any]]], Mapping[str, Member], dict[str, Any]]:
+    """What predicts the rows of a set, the members, and the backbone's card."""
+    if config.advice_images is not None:
+        opened = open_bench(config, bundles)
+        return functools.partial(_expected, config, opened), opened.bench.members, opened.backbone
+    members = {task: read_member(path) for task, path in bundles.items()}
+    check_alike(list(members.values()))
+    methods = [name for name in config.candidates if not needs_images(shipped(name))]
+    if not methods:
+        raise CommandError(
+            f"candidates={','.join(config.candidates)}: each of them looks at images, so nothing is known of them "
+            "without (advice_images=null). Give candidates=[cat,gram], or advice_images=64 or more."
+        )
+    if left := [name for name in config.candidates if name not in methods]:
+        log.info("Without images nothing is known of %s", ", ".join(left))
+    card = next(iter(members.values())).bundle.card["backbone"]
+    return lambda tasks: expected_by_error({task: members[task] for task in tasks}, methods), members, card
+
+
+def expected_by_error(members: Mapping[str, Member], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows as ``evaluate.predict_set`` gives them, with ``method``, from stored Grams and robustness alone.
+
+    Raises:
+        AdapterError: a member has no Grams or tells no robustness.
+    """
+    robust = {task: require_robustness(task, member.bundle.card) for task, member in members.items()}
+    deltas = {task: require_delta(member) for task, member in members.items()}
+    grams = {task: member.grams or {} for task, member in members.items()}
+    rows = []
+    for method in methods:
+        merged = merge_members(shipped(method), members).delta or {}
+        for task, error in relative_errors(merged, deltas, grams).items():
+            predicted, low, high = predict_by_error(robust[task], error)
+            told = {"predicted": predicted, "low": low, "high": high, "passes": 1.0}
+            rows.append({"method": method, "realign": "none", "task": task, "metric": members[task].task.metric} | told)
+    return rows
+
+
+def _expected(config: MergeConfig, opened: Bench, tasks: Sequence[str]) -> list[dict[str, Any]]:
+    assert config.advice_images is not None  # which is what asks for this
+    rows = []
+    for method in config.candidates:
+        function = functools.partial(merge_function(shipped(method)), opened.bench)
+        for branching in dict.fromkeys((None, branching_of(config))):
+            merges = merge_set(opened.bench, tasks, function, config.realigns, config.images, branching)
+            told = {"method": method, "passes": merges[0].passes}
+            rows += [row | told for row in predict_set(opened.bench, merges, config.advice_images)]
+    return rows

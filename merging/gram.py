@@ -125,6 +125,16 @@ def scale_of(layers: Layers, index: int, inputs: Sequence[Tensor], normalise: No
     return torch.where(sizes > 0, 1 / sizes, 0.0)
 
 
+def gram_of(grams: Grams, name: str, module: str) -> Tensor:
+    """The Gram (d_in, d_in) of the inputs of an adapter's module.
+
+    Raises:
+        AdapterError: there is none, or it is not finite.
+    """
+    key = _source(grams, name, module)
+    return _checked(grams[name][key], name, key, len(grams[name][key]))
+
+
 def _source(grams: Grams, name: str, module: str) -> str:
     known = grams.get(name, {})
     parts = module.split(".")

@@ -115,3 +115,15 @@ def test_advice_reads_no_test_picture_and_names_a_merge(outputs: Path, no_test_p
     chosen = {(row["method"], row["realign"]) for row in result["rows"] if row["recommended"]}
     assert len(chosen) == 1
     assert all(row["reason"] and row["low"] <= row["predicted"] <= row["high"] for row in result["rows"])
+
+
+def test_advice_without_images_opens_no_data(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("merging.advisor.open_bench", lambda *_: pytest.fail("images were opened"))
+    blind = command(outputs, "advise=true", "advice_images=null", "tasks=[leaves,level]")
+    result = advise_here([*blind, "candidates=[cat,average,regress]"])
+    assert [(row["method"], row["task"]) for row in result["rows"]] == [
+        ("cat", "leaves"), ("cat", "level"), ("average", "leaves"), ("average", "level"),
+    ]  # fmt: skip
+    assert all(row["reason"] and row["low"] <= row["predicted"] <= row["high"] for row in result["rows"])
+    with pytest.raises(CommandError, match="candidates=regress: each of them looks at images"):
+        advise_here([*blind, "candidates=[regress]"])

@@ -179,9 +179,11 @@ def test_faults_of_the_command_come_first(outputs: Path) -> None:
     assert "merge.rigde=1: unknown argument of gram. Did you mean 'ridge'?" in done.stderr
     assert "realign" in done.stderr
     assert merge_process(command(outputs)).returncode == 2
-    done = merge_process(command(outputs, "tasks=[leaves,level]", "advise=true", "advice_images=null"))
+    blind = ["advise=true", "advice_images=null", "realign=deep", "branch_at=1"]
+    done = merge_process(command(outputs, "tasks=[leaves,level]", *blind))
     assert done.returncode == 2
-    assert "advice_images=null: advice needs validation images" in done.stderr
+    assert "realign=deep: without images (advice_images=null) nothing is known of realigned heads" in done.stderr
+    assert "branch_at=1: without images" in done.stderr
 
 
 def test_rank_zero_is_refused(outputs: Path) -> None:

@@ -1,0 +1,16 @@
+"""Predictions without images beside what was measured, from rows that are made up."""
+
+import pandas as pd
+
+from benchmarks.advice_grams import COLUMNS, tell
+
+
+def test_rows_are_told_by_kind() -> None:
+    rows = [
+        (16, 0, "a+b", "cat", "a", 0.9, 0.85, 0.8, 1.0), (16, 0, "a+b", "cat", "b", 0.5, 0.7, 0.6, 0.8),
+        (16, 0, "a+b", "gram", "a", 1.0, 0.95, 0.9, 1.0), (16, 1, "a+b+c", "cat", "c", 0.8, 0.8, 0.7, 0.9),
+    ]  # fmt: skip
+    text = tell(pd.DataFrame(rows, columns=list(COLUMNS))).splitlines()
+    assert "| all | 4 | 1.00 | 0.075 | 0.033 | 75% |" in text
+    assert "| members 2 | 3 | 1.00 | 0.100 | 0.050 | 67% |" in text
+    assert "| cat | 3 | 1.00 | 0.083 | 0.025 | 67% |" in text
