@@ -30,10 +30,8 @@ from reporting.tables import NONE, PERCENT, Cell, Table, format_score, to_markdo
 
 TASKS = Path(__file__).with_name("stand_ins") / "study.yaml"
 METHODS = {STUDY_METHOD: "concatenation", "peft_linear": "linear"}  # ours -> the study's name
-# on the page for users; *_var are of distill before its loss weighed tasks by predict.tolerance
-SHOWN = (
-    "ladder", "ladder_var", "distill", "distill_var", "joint", "regress", "gram", "cat", "knots_ties", "tsv", "frozen",
-)  # fmt: skip
+# on the page of measurements
+SHOWN = ("ladder", "distill", "joint", "regress", "gram", "cat", "knots_ties", "tsv", "frozen")
 
 
 def study_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
