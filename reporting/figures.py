@@ -155,7 +155,7 @@ def refinement(curves: list[dict[str, Any]]) -> Figure | None:
     """Expected retention against the seconds of a merge that is trained, a line per set and seed, a colour per rank."""
     if not curves:
         return None
-    figure, axis = _plain("seconds of refinement", RETENTION)
+    figure, axis = _plain("seconds of refinement", f"expected {RETENTION}")
     ranks = sorted({item["rank"] for item in curves})
     for rank in ranks:
         for number, item in enumerate(item for item in curves if item["rank"] == rank):
