@@ -32,6 +32,7 @@ from merging.workbench import Workbench, outputs
 log = logging.getLogger(__name__)
 HELD_OUT = 64  # images per task that are never trained on: they say when to stop
 CHECK_EVERY = 50  # steps between looks at them
+FAR = 0.4  # mean drift of a start from which on the rate is the full one
 STARTS = ("gram", "regress")
 CURVE = ("step", "seconds", "loss", "mean_drift", "worst_drift", "mean_retention", "worst_retention")
 
@@ -77,7 +78,8 @@ def distill(
         images: training images per task, at most.
         mirror: also learn from each image with left and right exchanged; twice the images, no more of them to find.
         steps, seconds: the budget; whichever ends first (seconds None: no limit).
-        lr: peak, after a warm-up of 5 % of the steps, then half a cosine.
+        lr: peak, after a warm-up of 5 % of the steps, then half a cosine. Where the start's mean drift is below ``FAR``,
+            in proportion to it less: large first steps would lose more than they then find again.
         patience: looks without a lower mean drift after which it stops.
 
     Returns:
@@ -131,12 +133,13 @@ def distill(
         best = (seen[0], _factors(student))
         curve.append(dict(zip(CURVE, (0, 0.0, None, *seen), strict=True)))
         _write_curve(log_file, curve)
+    peak = lr * min(1.0, cast(float, curve[0]["mean_drift"]) / FAR)
     begun = time.perf_counter()
     heads = {task: copy.deepcopy(bench.members[task].head).to(bench.device) for task in tasks}
     set_fused_attention(student, fused=bench.device.type != "cpu")
     for step in track(range(first, steps), "Distilling " + "+".join(tasks), steps - first):
         for group in optimizer.param_groups:
-            group["lr"] = lr * rate(step)
+            group["lr"] = peak * rate(step)
         loss = _loss(student, bench, heads, {task: pool[task].draw(batch, generator) for task in tasks})
         optimizer.zero_grad()
         loss.backward()
