@@ -78,8 +78,8 @@ def distill(
         images: training images per task, at most.
         mirror: also learn from each image with left and right exchanged; twice the images, no more of them to find.
         steps, seconds: the budget; whichever ends first (seconds None: no limit).
-        lr: peak, after a warm-up of 5 % of the steps, then half a cosine. Where the start's mean drift is below ``FAR``,
-            in proportion to it less: large first steps would lose more than they then find again.
+        lr: peak, after a warm-up of 5 % of the steps, then half a cosine. Where the start's mean drift is below
+            ``FAR``, in proportion to it less: large first steps would lose more than they then find again.
         patience: looks without a lower mean drift after which it stops.
 
     Returns:

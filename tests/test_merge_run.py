@@ -277,6 +277,21 @@ def test_distillation_brings_answers_nearer_and_resumes_to_the_same(
     assert len(again.read_text().splitlines()) == 6
 
 
+def test_a_start_that_is_near_is_moved_gently(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from merging import distill as module
+
+    monkeypatch.setattr(module, "HELD_OUT", 8)
+    monkeypatch.setattr(module, "CHECK_EVERY", 5)
+    moved = {}
+    settings = ["merge=distill", "merge.steps=5", "merge.batch=8", "merge.widen=[]", "merge.lr=0.01", "save=false"]
+    for far in (1e-6, 1e6):
+        monkeypatch.setattr(module, "FAR", far)
+        result, _ = merge_here(command(outputs, "tasks=[leaves,dots]", f"name=far{far:.0e}", *settings))
+        (looks,) = result["curves"].values()
+        moved[far] = abs(looks[1]["mean_drift"] - looks[0]["mean_drift"])
+    assert moved[1e6] < 1e-4 < moved[1e-6]
+
+
 def test_distillation_counts_changes_of_numbers_in_the_models_own_error(
     outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
