@@ -51,7 +51,8 @@ def refinement_curves(result: dict[str, Any], origin: int) -> list[dict[str, Any
     found = []
     for members, curve in result.get("curves", {}).items():
         row = next(row for row in result["rows"] if row["set"] == members)
-        points = [[look["seconds"], round(look["mean_retention"], 6)] for look in curve if look["mean_retention"]]
+        told = [look for look in curve if look["mean_retention"] is not None]
+        points = [[look["seconds"], round(look["mean_retention"], 6)] for look in told]
         named = {name: row[name] for name in ("set", "method", "rank", "seed", "data", "backbone")}
         if points:
             found.append(named | {"origin": origin, "points": points})

@@ -22,7 +22,6 @@ from merging.linear import cat
 from merging.members import read_member
 from merging.methods import require_delta
 from merging.model import load
-from merging.run import find_bundles, open_bench
 from reporting.examples import read_examples
 from tests.conftest import SIZE, TINY
 from tests.merge_cases import SHIPPED
@@ -120,7 +119,6 @@ def test_a_sweep_goes_on_where_it_stopped(outputs: Path, monkeypatch: pytest.Mon
 
 
 def test_the_merged_model_is_a_plain_timm_model_and_a_peft_adapter(outputs: Path) -> None:
-    from peft import PeftModel
 
     result, _ = merge_here(command(outputs, "merge=cat", "tasks=[leaves,level]", "realign=[none,deep]", "name=null"))
     plain, deep = (Path(path) for path in result["models"])
@@ -234,116 +232,6 @@ def test_sets_are_sorted_and_each_is_taken_once() -> None:
     assert len(merge_config(["sweep=triples"]).chosen_sets()) == 4
     assert len(merge_config(["sweep=triples_all"]).chosen_sets()) == 20
     assert len(merge_config(["sweep=all"]).chosen_sets()) == 57
-
-
-def test_distillation_brings_answers_nearer_and_resumes_to_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from merging import distill as module
-
-    monkeypatch.setattr(module, "HELD_OUT", 8)
-    monkeypatch.setattr(module, "CHECK_EVERY", 5)
-    outputs = train_members(tmp_path)
-    settings = ["merge=distill", "merge.steps=20", "merge.batch=8", "merge.lr=2e-3", "merge.patience=9", "save=false"]
-    settings.append("merge.widen=[]")  # so few steps suffice
-    pair = command(outputs, "tasks=[leaves,dots]", *settings)
-    result, run = merge_here(pair)
-    (curve,) = (run.path / "scratch").glob("distill-*.csv")
-    lines = [dict(zip(module.CURVE, line.split(","), strict=True)) for line in curve.read_text().splitlines()[1:]]
-    drifts = [float(line["mean_drift"]) for line in lines]
-    assert len(drifts) == 5
-    assert min(drifts) < drifts[0]
-    (looks,) = result["curves"].values()
-    assert [look["mean_drift"] for look in looks] == drifts
-    best = min(looks, key=lambda look: look["mean_drift"])
-    assert looks[0]["worst_retention"] < best["worst_retention"] <= best["mean_retention"]
-    assert not list((run.path / "scratch").glob("*.pt"))
-
-    save = module._save
-
-    def stop(*given: Any) -> None:
-        save(*given)
-        if given[4] == 10:
-            raise KeyboardInterrupt
-
-    shutil.rmtree(run.path)
-    monkeypatch.setattr(module, "_save", stop)
-    with pytest.raises(KeyboardInterrupt):
-        merge_here(pair)
-    monkeypatch.setattr(module, "_save", save)
-    merge_here(pair)
-    (again,) = (run.path / "scratch").glob("distill-*.csv")
-    assert [float(line.split(",")[3]) for line in again.read_text().splitlines()[1:]] == drifts
-    assert len(again.read_text().splitlines()) == 6
-
-
-def test_a_start_that_is_near_is_moved_gently(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from merging import distill as module
-
-    monkeypatch.setattr(module, "HELD_OUT", 8)
-    monkeypatch.setattr(module, "CHECK_EVERY", 5)
-    moved = {}
-    settings = ["merge=distill", "merge.steps=5", "merge.batch=8", "merge.widen=[]", "merge.lr=0.01", "save=false"]
-    for far in (1e-6, 1e6):
-        monkeypatch.setattr(module, "FAR", far)
-        result, _ = merge_here(command(outputs, "tasks=[leaves,dots]", f"name=far{far:.0e}", *settings))
-        (looks,) = result["curves"].values()
-        moved[far] = abs(looks[1]["mean_drift"] - looks[0]["mean_drift"])
-    assert moved[1e6] < 1e-4 < moved[1e-6]
-
-
-def test_distillation_counts_changes_of_numbers_in_the_models_own_error(
-    outputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from merging import distill as module
-
-    monkeypatch.setattr(module, "HELD_OUT", 8)
-    config = merge_config(command(outputs, "tasks=[leaves,level]"))
-    bench = open_bench(config, find_bundles(config, outputs)).bench
-    pool = module._Pool(bench, "level", 100, mirror=False)
-    drawn = pool.draw(4, torch.Generator().manual_seed(0))
-    head, error = bench.members["level"].head, bench.members["level"].validation["rmse"]
-    moved = drawn[1] + 0.1
-    loss = module._loss(lambda _: moved, bench, {"level": head}, {"level": drawn})
-    change = ((head(moved) - head(drawn[1])) / error).square().mean()
-    assert error > 0
-    assert float(loss) == pytest.approx(float(0.01 / bench.single("level", "train", 100).var(0).mean() + change))
-
-
-def test_widened_distillation_changes_more_projections_and_loads_in_peft(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from merging import distill as module
-
-    monkeypatch.setattr(module, "HELD_OUT", 8)
-    monkeypatch.setattr(module, "CHECK_EVERY", 5)
-    outputs = train_members(tmp_path)
-    given = ["merge=distill", "merge.steps=20", "merge.batch=8", "merge.lr=2e-3", "tasks=[leaves,dots]", "name=wide"]
-    merge_here(command(outputs, *given, "merge.widen=[v,proj,mlp]", "merge.widen_rank=3", "precision=32-true"))
-    path = outputs / "models" / "wide"
-    merged = load(path)
-    ranks = {}
-    for name, value in safetensors.torch.load_file(path / "adapter_model.safetensors").items():
-        stem, _, kind = name.removeprefix("base_model.model.").rpartition(".lora_")
-        if kind == "A.weight":
-            ranks[stem] = len(value)
-            continue
-        assert value.abs().sum() > 0  # each of them was trained
-    first = {name.removeprefix("blocks.0."): rank for name, rank in ranks.items() if name.startswith("blocks.0.")}
-    assert first == {"attn.qkv.k": 4, "attn.qkv.v": 4, "attn.proj": 3, "mlp.fc1": 3, "mlp.fc2": 3}
-    card = json.loads((path / "card.json").read_text())["backbone"]
-    base = safetensors.torch.load_file(path / "base.safetensors")
-    assert {key.split(".", 2)[2] for key in base} == {
-        "attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight",
-    }  # fmt: skip
-    plain = create_backbone(card["name"], card["image_size"])
-    plain.load_state_dict(merged.backbone.state_dict() | base)
-    images = torch.randn(3, 3, card["image_size"], card["image_size"], generator=torch.Generator().manual_seed(0))
-    peft = PeftModel.from_pretrained(split_qkv(plain).requires_grad_(False), path).eval()
-    with torch.no_grad():
-        assert torch.allclose(peft(images), merged.backbone(images), atol=1e-4)
-    with pytest.raises(CommandError, match=r"merge.widen=\['key'\] is not possible"):
-        merge_here(command(outputs, *given, "merge.widen=[key]"))
 
 
 def test_rows_are_logged_to_wandb_offline(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
