@@ -32,13 +32,34 @@ def test_the_ladder_ends_at_the_first_rung_that_holds(outputs: Path, capsys: pyt
     assert card["recipe"]["choice"] == "average"
 
 
-def test_a_ladder_without_a_rung_that_holds_ends_where_advice_points(outputs: Path, no_test_picture: None) -> None:
-    given = ["merge=ladder", "merge.rungs=[average,tsv]", "merge.after=none", "merge.keep=99", "merge.images=24"]
-    config = merge_config(command(outputs, *given, "tasks=[dots,level]"))
+@pytest.mark.parametrize(
+    ("told", "chosen"),
+    [
+        ({"average": (0.9, 0.97), "cat": (0.8, 0.95), "tsv": (0.7, 0.85)}, "cat"),  # tsv is worse for sure
+        ({"average": (0.9, 0.97), "cat": (0.95, 0.97), "tsv": (0.8, 0.85)}, "cat"),
+        ({"average": (0.96, 0.97), "cat": (0.7, 0.8), "tsv": (0.8, 0.85)}, "average"),
+        ({"average": (0.9, 0.97), "cat": (0.9, 0.95), "tsv": (0.89, 0.95)}, "tsv"),
+        ({"average": (0.9, 0.97), "cat": (0.99, 1.0), "tsv": (1.0, 1.0)}, "cat"),  # holds: tsv is not tried
+    ],
+)
+def test_a_ladder_takes_the_dearest_that_cannot_be_told_from_the_best(
+    outputs: Path,
+    no_test_picture: None,
+    monkeypatch: pytest.MonkeyPatch,
+    told: dict[str, tuple[float, float]],
+    chosen: str,
+) -> None:
+    given = ["merge=ladder", f"merge.rungs=[{','.join(told)}]", "merge.after=none", "merge.images=24"]
+    config = merge_config(command(outputs, *given, "merge.keep=0.98", "tasks=[dots,level]"))
     bench = open_bench(config, find_bundles(config, outputs)).bench
-    choice = merge_function(config.merge)(bench, ["dots", "level"]).choice
-    predicted = advise_here(command(outputs, "tasks=[dots,level]", "advise=true", "candidates=[average,tsv]"))["rows"]
-    assert {row["method"] for row in predicted if row["recommended"]} == {choice}
+    rungs = iter(told.values())
+
+    def predicted(*_: Any) -> list[dict[str, Any]]:
+        value, high = next(rungs)
+        return [{"task": "dots", "predicted": 1.0, "high": 1.0}, {"task": "level", "predicted": value, "high": high}]
+
+    monkeypatch.setattr("merging.ladder.predict_set", predicted)
+    assert merge_function(config.merge)(bench, ["dots", "level"]).choice == chosen
 
 
 def test_the_rung_taken_passes_its_pictures_once(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
