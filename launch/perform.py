@@ -5,7 +5,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -14,7 +14,7 @@ from typing import Any
 from launch import logs
 from launch.errors import CommandError, UserError
 from launch.files import cannot_write, write_fault
-from launch.provenance import provenance
+from launch.provenance import git_state, provenance
 from launch.runs import Run, claim, commits_of, finish, now, prepare, read_result, write_status
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ def perform(run: Run, job: Callable[[Run], dict[str, Any]], command: list[str]) 
     try:
         with claim(run):
             if run.kept and (result := read_result(run)) is not None and run.config.get("resume") != "restart":
-                log.info("Skipped, done already: %s (resume=restart does it anew)", run.result_file)
+                told = "Skipped, done already%s: %s (resume=restart does it anew)"
+                log.info(told, _by_other_code(result), run.result_file)
                 return Outcome("skipped", EXIT_DONE, run.path, result=result)
             prepare(run)
             with _log_file(run), _sigterm_raises():
@@ -98,6 +99,13 @@ def _work(run: Run, job: Callable[[Run], dict[str, Any]], command: list[str]) ->
     if run.writes:
         _last_status(run, state, command, started, error, commits)
     return Outcome(state, code, run.path, error=error, result=result if state == "done" else None)
+
+
+def _by_other_code(result: Mapping[str, Any]) -> str:
+    present, then = git_state(), result.get("git")
+    if present is None or then is None or then["commit"] == present["commit"]:
+        return ""
+    return f" by other code ({then['commit'][:7]})"
 
 
 def _failed(fault: Exception) -> tuple[str, int, str]:

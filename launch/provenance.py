@@ -21,7 +21,7 @@ def provenance(root: Path = ROOT) -> dict[str, Any]:
     """
     return {
         "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
-        "git": _git(root),
+        "git": git_state(root),
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
@@ -34,7 +34,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _git(root: Path) -> dict[str, Any] | None:
+def git_state(root: Path = ROOT) -> dict[str, Any] | None:
+    """The source's ``commit`` and whether it is ``dirty``; None outside a checkout."""
     if not (root / ".git").exists() or shutil.which("git") is None:
         return None
     commit = _run_git(root, "rev-parse", "HEAD")

@@ -113,6 +113,19 @@ def test_a_done_run_is_skipped_and_says_where(describe, caplog):
     assert f"Skipped, done already: {describe().result_file}" in caplog.text
 
 
+def test_a_run_that_other_code_has_done_is_skipped_and_says_so(describe, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    git = {"commit": "a" * 40, "dirty": False}
+    monkeypatch.setattr("launch.perform.provenance", lambda: {"git": git})
+    monkeypatch.setattr("launch.perform.git_state", lambda: git)
+    perform(describe(), done, [])
+    perform(describe(), done, [])
+    assert "Skipped, done already: " in caplog.text
+    monkeypatch.setattr("launch.perform.git_state", lambda: git | {"commit": "b" * 40})
+    assert perform(describe(), done, []).state == "skipped"
+    assert "Skipped, done already by other code (aaaaaaa): " in caplog.text
+
+
 def test_half_a_result_is_no_result(describe):
     run = describe()
     run.path.mkdir(parents=True)
