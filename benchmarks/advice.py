@@ -14,13 +14,14 @@ import functools
 import io
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import torch
 import yaml  # type: ignore[import-untyped]
 from matplotlib.figure import Figure
@@ -160,18 +161,10 @@ def read_rows(file: Path) -> list[Row]:
     ]
 
 
-def spearman(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:
-    """Rank correlation, ties at their mean rank; nan where one side is constant."""
-    one, two = (_ranks(np.asarray(values, dtype=float)) for values in (first, second))
-    one, two = one - one.mean(), two - two.mean()
-    norm = float(np.sqrt((one @ one) * (two @ two)))
-    return float(one @ two) / norm if norm > 0 else float("nan")
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(count)
-    return (ends - (count - 1) / 2)[place]
+def spearman(first: Iterable[float], second: Iterable[float]) -> float:
+    """Rank correlation, ties at their mean rank; nan where one side is constant. Pairs with a nan are left out."""
+    both = pd.DataFrame({"first": list(first), "second": list(second)})
+    return float(both.corr(method="spearman").loc["first", "second"])
 
 
 def correlation(rows: Sequence[Row]) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import yaml  # type: ignore[import-untyped]
 
+from benchmarks.advice import USABLE, spearman
 from benchmarks.collect_rows import write
 from benchmarks.why import TASKS, there
 from launch.progress import track
@@ -28,7 +29,6 @@ FILE = "advice_grams.csv"
 METHODS = ("average", "cat", "gram", "peft_linear", "ties", "tsv")
 KEYS = ("rank", "seed", "set", "method", "task")
 COLUMNS = (*KEYS, "retention", "predicted", "low", "high")
-USABLE = 0.8
 
 
 def predicted_rows(outputs: Path, tasks: Iterable[str], both: set[str]) -> list[dict[str, Any]]:
@@ -61,7 +61,7 @@ def tell(table: pd.DataFrame) -> str:
     for name, rows in parts.items():
         off = (rows["predicted"] - rows["retention"]).abs()
         held = ((rows["low"] <= rows["retention"]) & (rows["retention"] <= rows["high"])).mean()
-        order = rows["predicted"].corr(rows["retention"], method="spearman")
+        order = spearman(rows["predicted"], rows["retention"])
         usable = off[rows["retention"] >= USABLE].mean()
         lines.append(f"| {name} | {len(rows)} | {order:.2f} | {off.mean():.3f} | {usable:.3f} | {held:.0%} |")
     return "\n".join(lines)

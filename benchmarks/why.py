@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import yaml  # type: ignore[import-untyped]
 
+from benchmarks.advice import spearman
 from benchmarks.collect_rows import earlier_rows, write
 from launch.files import atomic_write
 from launch.progress import track
@@ -104,7 +105,7 @@ def _correlations(table: pd.DataFrame) -> str:
         for by, (among, groups) in itertools.product(
             ("interference", "conflict"), {"a task's": [own for _, own in rows.groupby("task")], "all": [rows]}.items()
         ):
-            found = [[own[by].corr(own[name], method="spearman") for own in groups] for name in SHOWN]
+            found = [[spearman(own[by], own[name]) for own in groups] for name in SHOWN]
             cells = " | ".join(f"{statistics.fmean(values):.2f}" for values in found)
             lines.append(f"| {rank} | {by} | {among} | {cells} |")
     return "\n".join(lines)

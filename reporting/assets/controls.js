@@ -14,13 +14,13 @@ const table = { kind: MERGES.length ? "merge" : "train", column: null, down: tru
 let ownMetric = true;
 const isOwn = (row) => row.metric === DATA.primary[row.task];
 
-const isChosen = (row) => FILTERS.every((name) => !known(row[name]) || chosen[name].has(row[name]));
-const passes = (row) => FILTERS.every((name) => (name === "metric" && ownMetric) || !known(row[name]) || chosen[name].has(row[name]))
-  && (!ownMetric || isOwn(row));
+const isChosen = (row, name) => !known(row[name]) || chosen[name].has(row[name]);
+const passes = (row) => FILTERS.every((name) => (name === "metric" && ownMetric) || isChosen(row, name)) && (!ownMetric || isOwn(row));
+const passesAll = (row) => FILTERS.every((name) => isChosen(row, name));
 
 function filtered() {
   const merges = MERGES.filter(passes);
-  return { merges, kept: merges.filter((row) => known(row.retention)), alone: TRAINS.filter(passes), curves: DATA.curves.filter(passes), refinements: DATA.refinements.filter(isChosen) };
+  return { merges, kept: merges.filter((row) => known(row.retention)), alone: TRAINS.filter(passes), curves: DATA.curves.filter(passes), refinements: DATA.refinements.filter(passesAll) };
 }
 
 function readAddress() {
