@@ -3,9 +3,8 @@
     python benchmarks/advice_grams.py rows OUTPUTS docs/results    predicts for adapters in OUTPUTS
     python benchmarks/advice_grams.py tell docs/results            the table of docs/measured.md
 
-``rows`` writes ``advice_grams.csv``: pairs, the triples with both of the study's dissimilar domains, and all tasks in
-one, of every rank and seed of which all adapters tell their robustness. Retention, heads untouched, is that of the
-committed rows.
+``rows`` writes ``advice_grams.csv``: pairs, triples and all tasks in one, of every rank and seed of which all adapters
+tell their robustness. Retention, heads untouched, is that of the committed rows; merges without one are left out.
 """
 
 import argparse
@@ -31,15 +30,10 @@ KEYS = ("rank", "seed", "set", "method", "task")
 COLUMNS = (*KEYS, "retention", "predicted", "low", "high")
 
 
-def predicted_rows(outputs: Path, tasks: Iterable[str], both: set[str]) -> list[dict[str, Any]]:
-    """Rows without retention.
-
-    Args:
-        both: what each triple must hold.
-    """
+def predicted_rows(outputs: Path, tasks: Iterable[str]) -> list[dict[str, Any]]:
+    """Rows without retention."""
     tasks = sorted(tasks)
-    triples = [names for names in itertools.combinations(tasks, 3) if both <= set(names)]
-    sets = [*itertools.combinations(tasks, 2), *triples, tuple(tasks)]
+    sets = [names for size in (2, 3, len(tasks)) for names in itertools.combinations(tasks, size)]
     found = []
     for rank, seed in there(outputs, tasks):
         members = {task: read_member(bundle_path(outputs, task, rank, seed)) for task in tasks}
@@ -77,13 +71,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "rows":
         stands_for = yaml.safe_load(TASKS.read_text(encoding="utf-8"))
-        both = {stands_for["firerisk"], stands_for["galaxy"]}
         kept = {
             tuple(row[key] for key in KEYS): row["retention"]
             for row in collect([options.results]).merges
             if row["realign"] == "none" and not row.get("lora") and row["retention"] is not None
         }
-        made = predicted_rows(options.outputs, stands_for.values(), both)
+        made = predicted_rows(options.outputs, stands_for.values())
         known = [row | {"retention": kept[key]} for row in made if (key := tuple(row[key] for key in KEYS)) in kept]
         write(options.results / FILE, COLUMNS, sorted(known, key=lambda row: [str(row[key]) for key in KEYS]))
     print(tell(pd.read_csv(options.results / FILE)))

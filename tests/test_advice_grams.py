@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from benchmarks.advice_grams import COLUMNS, tell
+from benchmarks.advice_grams import COLUMNS, FILE, tell
+from launch.checks import ROOT
 
 
 def test_rows_are_told_by_kind() -> None:
@@ -14,3 +15,8 @@ def test_rows_are_told_by_kind() -> None:
     assert "| all | 4 | 1.00 | 0.075 | 0.033 | 75% |" in text
     assert "| members 2 | 3 | 1.00 | 0.100 | 0.050 | 67% |" in text
     assert "| cat | 3 | 1.00 | 0.083 | 0.025 | 67% |" in text
+
+
+def test_the_page_tells_the_committed_rows() -> None:
+    table = tell(pd.read_csv(ROOT / "docs" / "results" / FILE))
+    assert table in (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")
