@@ -1,0 +1,40 @@
+"""What docs/ tells is what the committed rows give: nobody has to remember to make the tables anew."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import study_tables, why
+from launch.checks import ROOT
+
+DOCS = ROOT / "docs"
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return shutil.copytree(DOCS / "results", tmp_path / "results")
+
+
+def assert_as_committed(results: Path, *names: str) -> None:
+    for name in names:
+        assert (results / name).read_bytes() == (DOCS / "results" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("page", "methods"),
+    [("measured.md", []), ("merging.md", ["--methods", "cat,regress,distill,distill_fixed,joint"])],
+)
+def test_tables_of_merges(results: Path, monkeypatch: pytest.MonkeyPatch, page: str, methods: list[str]) -> None:
+    copy = shutil.copy(DOCS / page, results.parent / page)
+    monkeypatch.setattr(sys, "argv", ["study_tables.py", str(results), "--page", str(copy), *methods])
+    study_tables.main()
+    assert_as_committed(results, "study_tables.md", "methods.md", "realigned.md")
+    assert copy.read_text(encoding="utf-8") == (DOCS / page).read_text(encoding="utf-8")
+
+
+def test_why_members_lose(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["why.py", str(results.parent / "no_runs"), str(results)])
+    why.main()
+    assert_as_committed(results, "why.md", "disturbance.csv")
