@@ -162,7 +162,7 @@ def distill(
             break
     if state_file is not None:
         state_file.unlink(missing_ok=True)
-    return Outcome(_sum(base, _as_delta(best[1])), curve=curve)
+    return Outcome(_sum(base, _as_delta(best[1])), curve=curve, images=images, earlier=spent)
 
 
 def trained_rank(merged: Delta, rank: int | None) -> int | None:

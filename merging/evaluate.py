@@ -33,25 +33,26 @@ class Merged:
     """A merged model before it is written.
 
     Attributes:
-        delta: None where nothing was merged (the control).
+        outcome: of the merge, without readouts.
         heads: by task; those of ``deep`` read deep features.
         seconds: what making it took, readouts included.
-        images: unlabeled images per task that it needed.
+        images: unlabeled images per task that it needed, at most, readouts included.
         ways: by task, what it has in place of ``delta`` where the merge branches.
         passes: of the backbone that all tasks together cost.
-        choice: the merge that was taken by one that tries others.
-        curve: of a merge that is trained, see ``methods.Outcome``.
     """
 
-    delta: Delta | None
+    outcome: Outcome
     heads: dict[str, MLPHead]
     realign: Realign
     seconds: float
     images: int
     ways: Mapping[str, Delta] = field(default_factory=dict)
     passes: float = 1.0
-    choice: str | None = None
-    curve: Sequence[Mapping[str, float | None]] = ()
+
+    @property
+    def delta(self) -> Delta | None:
+        """None where nothing was merged (the control)."""
+        return self.outcome.delta
 
     def delta_of(self, task: str) -> Delta | None:
         """What is folded into the backbone for this task's answer."""
@@ -75,7 +76,7 @@ def merge_set(
     if branching is not None:
         own = {task: bench.members[task].delta for task in tasks}
         ways, passes = branch(tasks, delta, lambda some: merge(some).delta, own, branching, bench.depth)
-    merging = time.perf_counter() - begun
+    merging = outcome.earlier + time.perf_counter() - begun
     found: dict[Realign, Merged] = {}
     wanted: list[Realign] = [realign for realign in realigns if realign != "none"]
     heads: dict[Realign, dict[str, MLPHead]] = {realign: {} for realign in wanted}
@@ -91,13 +92,13 @@ def merge_set(
             readout, _ = choose_readout(given, single)
             heads[realign][task] = fold_readout(bench.members[task].head, readout)
             spent[realign] += reading + time.perf_counter() - begun
-    shared = (ways, passes, outcome.choice, outcome.curve)
     for realign in realigns:
         if realign == "none":
             own_heads = {task: bench.members[task].head for task in tasks}
-            found[realign] = Merged(delta, own_heads, realign, merging, 0, *shared)
+            found[realign] = Merged(outcome, own_heads, realign, merging, outcome.images, ways, passes)
         else:
-            found[realign] = Merged(delta, heads[realign], realign, spent[realign], images, *shared)
+            needed = max(images, outcome.images)
+            found[realign] = Merged(outcome, heads[realign], realign, spent[realign], needed, ways, passes)
     return [found[realign] for realign in realigns]
 
 
@@ -176,7 +177,7 @@ def score_set(
                     "retention_high": high,
                     "images": merged.images,
                     "passes": merged.passes,
-                    "choice": merged.choice,
+                    "choice": merged.outcome.choice,
                     "seconds": round(merged.seconds, 3),
                     "scores": scores,
                 }

@@ -48,6 +48,7 @@ def ladder(
     require(after in ("none", "linear", "deep"), "after", after, "none, linear or deep")
     tasks = sorted(deltas)
     tried: list[tuple[float, float, Outcome]] = []
+    needed, earlier = 0, 0.0
     for name, own in settings.items():
         function = functools.partial(merge_function(own | {"weights": weights}), bench)
         (merged,) = merge_set(bench, tasks, function, [after], images)
@@ -57,13 +58,14 @@ def ladder(
         worst = min(rows, key=lambda row: float(row["predicted"]))
         told = "%s: %s is predicted to keep %.3f (up to %.3f), the others more"
         log.info(told, name, worst["task"], worst["predicted"], worst["high"])
-        tried.append((worst["predicted"], worst["high"], Outcome(merged.delta, name, merged.curve)))
+        tried.append((worst["predicted"], worst["high"], merged.outcome._replace(choice=name)))
+        needed, earlier = max(needed, merged.images), earlier + merged.outcome.earlier
         if worst["predicted"] >= keep:
             break
     else:
         best = max(predicted for predicted, _, _ in tried)
         tried = [rung for rung in tried if rung[1] >= best]
-    chosen = tried[-1][2]
+    chosen = tried[-1][2]._replace(images=needed, earlier=earlier)
     log.info("Chosen for %s: %s", "+".join(tasks), chosen.choice)
     return chosen
 

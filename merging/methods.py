@@ -23,11 +23,15 @@ class Outcome(NamedTuple):
         delta: None where nothing is merged (``frozen``).
         choice: the merge that was taken by one that tries others; None of all else.
         curve: of a merge that is trained, a dict for each look at held-out images (``distill.CURVE``).
+        images: unlabeled training images per task that it looked at, at most.
+        earlier: seconds that attempts took which were killed and from which it went on.
     """
 
     delta: Delta | None
     choice: str | None = None
     curve: Sequence[Mapping[str, float | None]] = ()
+    images: int = 0
+    earlier: float = 0.0
 
 
 def method_of(config: Mapping[str, Any]) -> Callable[..., Any]:
@@ -89,7 +93,9 @@ def merge_members(
         weights = {task: weights.get(task, 1.0) for task in members}
     deltas = {task: require_delta(member) for task, member in members.items()}
     merged: Outcome | Delta | None = function(deltas, weights=weights, **given)
-    return merged if isinstance(merged, Outcome) else Outcome(merged)
+    if isinstance(merged, Outcome):
+        return merged
+    return Outcome(merged, images=int(given.get("images", 0)))
 
 
 def merge_function(config: Mapping[str, Any]) -> Callable[["Workbench", Sequence[str]], Outcome]:

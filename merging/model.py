@@ -35,7 +35,7 @@ from merging.evaluate import Merged
 from merging.features import TokenReader, class_token
 from merging.fold import folded_state
 from merging.members import Member, read_member
-from merging.methods import merge_members, needs_images
+from merging.methods import Outcome, merge_members, needs_images
 from merging.views import View, check_name, read_card, read_view
 
 
@@ -143,7 +143,7 @@ class AnsweringModel(MultiTaskModel):
             return
         members, delta, heads = self._merge(self.members)
         card = self.card
-        merged = Merged(delta, heads, card["recipe"]["realign"], 0.0, 0)
+        merged = Merged(Outcome(delta), heads, card["recipe"]["realign"], 0.0, 0)
         save_merged(
             folder, self._frozen(), members, merged, card["recipe"], card["backbone"], card["rows"], card["provenance"]
         )

@@ -121,7 +121,7 @@ def merge_all(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dic
             "lora": _adapters_label(opened.bench, tasks),
         }
         scored = [shared | row for row in rows]
-        write_json(file, {"rows": scored, "models": saved, "curve": list(merges[0].curve)})
+        write_json(file, {"rows": scored, "models": saved, "curve": list(merges[0].outcome.curve)})
     return summarise(sets, folder, config, opened)
 
 
@@ -318,7 +318,7 @@ def _save(
         own = [row for row in rows if row["realign"] == merged.realign]
         recipe = {
             "method": config.method_name, "merge": config.merge, "realign": merged.realign, "images": config.images,
-            "choice": merged.choice,
+            "choice": merged.outcome.choice,
         }  # fmt: skip
         members = {task: opened.bench.members[task] for task in tasks}
         save_merged(path, opened.frozen(), members, merged, recipe, opened.backbone, own)

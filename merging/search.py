@@ -74,14 +74,16 @@ def search(
         scaled: dict[str, Any] = given | {loudest: _scaled(given[loudest], scale)}
         merged = gram(deltas, scaled, grams=grams, normalise=normalise, ridge=ridge, cat_share=share)
         consider(merged, f"cat_share {share}, {loudest} x {scale}")
+    needed = images
     members = {task: bench.members[task] for task in deltas}
     for name, settings in others.items():
-        other = merge_members(settings | {"weights": weights}, members, bench).delta
-        if other is None:
+        other = merge_members(settings | {"weights": weights}, members, bench)
+        if other.delta is None:
             raise CommandError(f"merge.candidates={list(candidates)}: {name} merges nothing.")
-        consider(other, name)
+        consider(other.delta, name)
+        needed = max(needed, other.images)
     log.info("Chosen for %s: %s", "+".join(sorted(deltas)), best[2])
-    return Outcome(best[1], best[2])
+    return Outcome(best[1], best[2], images=needed)
 
 
 def _shares(

@@ -15,7 +15,7 @@ from merging.bundle import save_merged
 from merging.evaluate import Merged
 from merging.features import deep_width
 from merging.members import read_member
-from merging.methods import merge_members
+from merging.methods import Outcome, merge_members
 from tests.conftest import SIZE, TINY, randomize_lora
 
 CAT = {"_target_": "merging.linear.cat", "_partial_": True, "weights": None}
@@ -97,7 +97,7 @@ def merged(
     backbone = {"name": TINY, "image_size": SIZE, "fingerprint": mark, "mean": [0.5] * 3, "std": [0.5] * 3}
     path = root / "models" / folder
     frozen = create_backbone(TINY, SIZE, weights_file(root))
-    save_merged(path, frozen, members, Merged(delta, heads, realign, 0.0, 0), recipe, backbone, [])
+    save_merged(path, frozen, members, Merged(Outcome(delta), heads, realign, 0.0, 0), recipe, backbone, [])
     return path
 
 

@@ -40,6 +40,7 @@ SMALL = {  # so that methods which take minutes take a moment
     "ladder": ["merge.rungs=[tsv,{svd:{rank:2}}]", "merge.after=none"],
     "search": ["merge.images=20", "merge.cat_shares=[0.0,1.0]", "merge.candidates=[tsv]"],
 }
+LOOKED_AT = {"gram_seq": 8, "regress": 16, "search": 20}
 
 
 @pytest.mark.parametrize("method", SHIPPED)
@@ -60,6 +61,7 @@ def test_every_shipped_method_merges_a_pair(outputs: Path, method: str) -> None:
         better = row["score"] / row["single"] if row["metric"] == "accuracy" else row["single"] / row["score"]
         assert row["retention"] == pytest.approx(better)
         assert row["low"] <= row["high"]
+        assert row["images"] == LOOKED_AT.get(method, 0)
 
 
 def test_a_head_on_deep_features_is_no_member(outputs: Path, tmp_path: Path) -> None:
