@@ -110,8 +110,9 @@ def _realigned_lines(start: str, rows: Sequence[Row], there: int) -> list[str]:
     lines = []
     for method in {_name(row) for row in rows}:
         own = [row for row in rows if _name(row) == method]
-        images = max(row["images"] or 0 for row in own)
-        own = [row for row in own if row["images"] in (0, None, images)]
+        most = {realign: _most_images(row for row in own if row["realign"] == realign) for realign in REALIGNS}
+        own = [row for row in own if (row["images"] or 0) == most[row["realign"]]]
+        images = max(most.values())
         cells, best, counts = [], (False, 0.0), set()
         for realign in REALIGNS:
             some = [row for row in own if row["realign"] == realign]
@@ -119,7 +120,7 @@ def _realigned_lines(start: str, rows: Sequence[Row], there: int) -> list[str]:
             if some:
                 best = (realign != "none", statistics.fmean(row["retention"] for row in some))
                 counts.add(len(some))
-        seconds = [row["seconds"] for row in own if row["seconds"] is not None and row["images"] == (images or 0)]
+        seconds = [row["seconds"] for row in own if row["seconds"] is not None and (row["images"] or 0) == images]
         seeds = sorted({row["seed"] for row in own})
         some_only = "" if counts == {there * len(seeds)} else f" ({min(counts)} of {there * len(seeds)})"
         text = (
@@ -128,6 +129,11 @@ def _realigned_lines(start: str, rows: Sequence[Row], there: int) -> list[str]:
         )
         lines.append((not best[0], -best[1], text))
     return [text for *_, text in sorted(lines)]
+
+
+def _most_images(rows: Iterable[Row]) -> int:
+    """Rows with fewer are of an earlier trial."""
+    return max((row["images"] or 0 for row in rows), default=0)
 
 
 def _name(row: Row) -> str:
@@ -140,7 +146,7 @@ def _difference_lines(start: str, rows: Sequence[Row]) -> list[str]:
 
     def by_member(method: str, realign: str) -> dict[tuple[str, int, str], float]:
         some = [row for row in rows if (_name(row), row["realign"]) == (method, realign)]
-        images = max((row["images"] or 0 for row in some), default=0)
+        images = _most_images(some)
         return {(r["set"], r["seed"], r["task"]): r["retention"] for r in some if (r["images"] or 0) == images}
 
     sums = {realign: by_member(f"`{STUDY_METHOD}`", realign) for realign in REALIGNS}
