@@ -1,9 +1,11 @@
 """What docs/ tells is what the committed rows give: nobody has to remember to make the tables anew."""
 
 import shutil
+import statistics
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from benchmarks import study_tables, why
@@ -38,3 +40,14 @@ def test_why_members_lose(results: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "argv", ["why.py", str(results.parent / "no_runs"), str(results)])
     why.main()
     assert_as_committed(results, "why.md", "disturbance.csv")
+
+
+def test_what_each_task_keeps_in_distilled_pairs() -> None:
+    rows = pd.read_csv(DOCS / "results" / "merges_rank16.csv")
+    pairs = rows[(rows["method"] == "distill(steps=400)") & (rows["set"].str.count(r"\+") == 1)]
+    lines = []
+    for task, own in pairs.groupby("task"):
+        raw, deep = (list(own.loc[own["realign"] == realign, "retention"]) for realign in ("none", "deep"))
+        lines.append(f"| {task} | {statistics.fmean(deep):.3f} | {min(deep):.3f} | {min(raw):.3f} |")
+    assert len(lines) == 6
+    assert "\n".join(lines) in (DOCS / "measured.md").read_text(encoding="utf-8")

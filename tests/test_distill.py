@@ -12,6 +12,7 @@ from peft import PeftModel
 
 from launch.errors import CommandError
 from lightning_modules.backbone import create_backbone, split_qkv
+from merging import distill as module
 from merging.model import load
 from merging.run import find_bundles, open_bench
 from tests.merge_runs import command, merge_config, merge_here, train_members
@@ -22,14 +23,15 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_members(tmp_path_factory.mktemp("members"))
 
 
-def test_distillation_brings_answers_nearer_and_resumes_to_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from merging import distill as module
-
+@pytest.fixture(autouse=True)
+def _few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HELD_OUT", 8)
     monkeypatch.setattr(module, "CHECK_EVERY", 5)
-    outputs = train_members(tmp_path)
+
+
+def test_distillation_brings_answers_nearer_and_resumes_to_the_same(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = ["merge=distill", "merge.steps=20", "merge.batch=8", "merge.lr=2e-3", "merge.patience=9", "save=false"]
     settings.append("merge.widen=[]")  # so few steps suffice
     pair = command(outputs, "tasks=[leaves,dots]", *settings)
@@ -65,10 +67,6 @@ def test_distillation_brings_answers_nearer_and_resumes_to_the_same(
 
 
 def test_a_start_that_is_near_is_moved_gently(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from merging import distill as module
-
-    monkeypatch.setattr(module, "HELD_OUT", 8)
-    monkeypatch.setattr(module, "CHECK_EVERY", 5)
     moved = {}
     settings = ["merge=distill", "merge.steps=5", "merge.batch=8", "merge.widen=[]", "merge.lr=0.01", "save=false"]
     for far in (1e-6, 1e6):
@@ -79,12 +77,7 @@ def test_a_start_that_is_near_is_moved_gently(outputs: Path, monkeypatch: pytest
     assert moved[1e6] < 1e-4 < moved[1e-6]
 
 
-def test_distillation_counts_changes_of_numbers_in_the_models_own_error(
-    outputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from merging import distill as module
-
-    monkeypatch.setattr(module, "HELD_OUT", 8)
+def test_distillation_counts_changes_of_numbers_in_the_models_own_error(outputs: Path) -> None:
     config = merge_config(command(outputs, "tasks=[leaves,level]"))
     bench = open_bench(config, find_bundles(config, outputs)).bench
     pool = module._Pool(bench, "level", 100, mirror=False)
@@ -97,14 +90,7 @@ def test_distillation_counts_changes_of_numbers_in_the_models_own_error(
     assert float(loss) == pytest.approx(float(0.01 / bench.single("level", "train", 100).var(0).mean() + change))
 
 
-def test_widened_distillation_changes_more_projections_and_loads_in_peft(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from merging import distill as module
-
-    monkeypatch.setattr(module, "HELD_OUT", 8)
-    monkeypatch.setattr(module, "CHECK_EVERY", 5)
-    outputs = train_members(tmp_path)
+def test_widened_distillation_changes_more_projections_and_loads_in_peft(outputs: Path) -> None:
     given = ["merge=distill", "merge.steps=20", "merge.batch=8", "merge.lr=2e-3", "tasks=[leaves,dots]", "name=wide"]
     merge_here(command(outputs, *given, "merge.widen=[v,proj,mlp]", "merge.widen_rank=3", "precision=32-true"))
     path = outputs / "models" / "wide"

@@ -121,7 +121,6 @@ def test_a_sweep_goes_on_where_it_stopped(outputs: Path, monkeypatch: pytest.Mon
 
 
 def test_the_merged_model_is_a_plain_timm_model_and_a_peft_adapter(outputs: Path) -> None:
-
     result, _ = merge_here(command(outputs, "merge=cat", "tasks=[leaves,level]", "realign=[none,deep]", "name=null"))
     plain, deep = (Path(path) for path in result["models"])
     card, state, heads = read_parts(plain)
