@@ -66,6 +66,21 @@ def test_distillation_brings_answers_nearer_and_resumes_to_the_same(
     assert len(again.read_text().splitlines()) == 6
 
 
+def test_factors_are_trained_in_float32_beside_a_backbone_in_bfloat16(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    students = []
+    make = module._student
+    monkeypatch.setattr(module, "_student", lambda *given: students.append(make(*given)) or students[-1])
+    settings = ["merge=distill", "merge.steps=1", "merge.batch=8", "precision=bf16-mixed", "save=false"]
+    merge_here(command(outputs, "tasks=[leaves,dots]", *settings))
+    (student,) = students
+    kinds = {(value.requires_grad, value.dtype) for name, value in student.named_parameters() if ".attn." in name}
+    assert (True, torch.float32) in kinds
+    assert (True, torch.bfloat16) not in kinds
+    assert (False, torch.bfloat16) in kinds
+
+
 def test_a_start_that_is_near_is_moved_gently(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved = {}
     settings = ["merge=distill", "merge.steps=5", "merge.batch=8", "merge.widen=[]", "merge.lr=0.01", "save=false"]
