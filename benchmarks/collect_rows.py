@@ -1,8 +1,8 @@
 """Rows of finished runs as the CSV files that are committed: python benchmarks/collect_rows.py OUTPUTS ... docs/results
 
-``merges_rank*.csv``, a file per rank of the members, have a row for each member of each merged set (also of sweeps that
-are still running), as method ``joint``, of each joint training of N tasks, compared with the adapters alone of 1/N of
-its rank: the same total, and, as ``head_only``, of each head on the frozen backbone.
+``merges_rank*.csv``, a file per rank of the members, have a row for each member of each merged set (scored on the test
+split, also of sweeps that are still running), as method ``joint``, of each joint training of N tasks, compared with the
+adapters alone of 1/N of its rank: the same total, and, as ``head_only``, of each head on the frozen backbone.
 ``table1.csv`` has a row for each training. Rows that the CSV files hold already stay unless they are made anew, so that
 folders of runs can be cleared away. No path of this machine enters them.
 """
@@ -14,6 +14,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from launch.files import atomic_write
 from launch.labels import lora_settings
@@ -33,11 +35,14 @@ MERGES = "merges_rank{}.csv"
 TRAINED = ("data", "backbone", "task", "rank", "lora", "seed", "metric", "score", "validation", "best_epoch", "epochs")
 
 
-def merge_rows(outputs: Path) -> list[dict[str, Any]]:
-    """Every set's rows, sorted."""
+def merge_rows(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """Every set's rows, each once; of merges that were scored on the test split alone."""
     rows = []
-    for file in sorted(outputs.glob("runs/merge-*/sets/*.json")):
-        rows += json.loads(file.read_text(encoding="utf-8"))["rows"]
+    for run in sorted(run for outputs in folders for run in outputs.glob("runs/merge-*")):
+        if yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["split"] != "test":
+            continue
+        for file in sorted(run.glob("sets/*.json")):
+            rows += json.loads(file.read_text(encoding="utf-8"))["rows"]
     return list({_place(row): row for row in rows if "predicted" in row}.values())
 
 
@@ -132,7 +137,7 @@ def main() -> None:
     all_trained = sorted([*earlier_rows(table, names, trained), *trained], key=lambda row: _key(row, names))
     further = sorted({key for row in all_trained for key in row} - set(TRAINED))
     write(table, (*TRAINED, *further), all_trained)
-    merged = [row for outputs in options.outputs for row in merge_rows(outputs)]
+    merged = merge_rows(options.outputs)
     merged += compared_rows(results, plain)
     for table in sorted(options.results.glob(MERGES.format("*"))):
         merged += earlier_rows(table, _KEYS, merged)

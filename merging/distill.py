@@ -219,7 +219,7 @@ def _student(bench: Workbench, base: Delta, start: Delta, more: Mapping[str, int
     config.alpha_pattern = dict(ranks)  # so that the scale is one everywhere
     add_lora(student, config, init_seed=0)
     for value in student.parameters():
-        if value.requires_grad:  # peft makes them of the frozen weights' type, and bfloat16 would round small steps away
+        if value.requires_grad:  # peft makes them of the frozen weights' type; bfloat16 would round small steps away
             value.data = value.data.float()
     tensors = {}
     for module, (b, a) in start.items():

@@ -72,7 +72,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         log.info("Uploaded: %s", address)
         return {"output": address}
     if config.format == "onnx" and importlib.util.find_spec("onnxruntime") is None:
-        raise UserError("format=onnx needs onnxruntime to compare the model in: pip install 'lora-alloy[export]'")
+        raise UserError("format=onnx needs onnxruntime to compare the model in: pip install -e '.[export]'")
     check_images(config.image_list)
     model = load(resolve(config.model), config.backbone.weights, Path(config.paths.outputs) / "cache")
     images = test_images(model, config)

@@ -38,7 +38,7 @@ def serve(config: ServeConfig) -> dict[str, Any]:
     """
     absent = [name for name in ("fastapi", "uvicorn", "python_multipart") if importlib.util.find_spec(name) is None]
     if absent:
-        raise UserError(f"serve.py needs {', '.join(absent)}: pip install 'lora-alloy[serve]'")
+        raise UserError(f"serve.py needs {', '.join(absent)}: pip install -e '.[serve]'")
     import socket
 
     import uvicorn

@@ -13,7 +13,7 @@ from reporting.frames import frame
 from reporting.rows import MERGE_COLUMNS, MERGE_FURTHER, TRAIN_COLUMNS, Collected, method_label, primary_metrics
 from reporting.summaries import means, own_metric
 
-NEEDED = "pip install 'lora-alloy[wandb]'"
+NEEDED = "pip install -e '.[wandb]'"
 FIGURES = {
     "Retention": ("methods", "pairs"),
     "More tasks, other ranks": ("tasks", "ranks"),

@@ -83,7 +83,8 @@ def realigned_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
         told += [
             f"## `{backbone}`", "\n".join(lines), f"### Against `{STUDY_METHOD}`",
             f"Mean difference of retention to `{STUDY_METHOD}` with the same readout, over the members that both were "
-            "measured on, and its 95 % interval: sets and seeds drawn anew (members, where there is one set).",
+            "measured on, and its 95 % interval: sets drawn anew with all their seeds, since seeds share their test "
+            "images (tasks, where there is one set).",
             "\n".join(differences),
         ]  # fmt: skip
     return "\n\n".join(told) + "\n"
@@ -157,7 +158,7 @@ def _difference_lines(start: str, rows: Sequence[Row]) -> list[str]:
             own = by_member(method, realign)
             both = sorted(own.keys() & sums[realign].keys())
             values = [own[key] - sums[realign][key] for key in both]
-            cells.append(_difference([key[:2] for key in both], values))
+            cells.append(_difference([(name, task) for name, _, task in both], values))
             if both:
                 best = (realign != "none", statistics.fmean(values))
         if set(cells) != {NONE}:
@@ -165,11 +166,17 @@ def _difference_lines(start: str, rows: Sequence[Row]) -> list[str]:
     return [text for *_, text in sorted(lines)]
 
 
-def _difference(sets: Sequence[tuple[str, int]], values: Sequence[float], rounds: int = 2000) -> str:
-    """Mean and the 95 % interval of a bootstrap that draws whole sets, or members where all are of one."""
+def _difference(members: Sequence[tuple[str, str]], values: Sequence[float], rounds: int = 2000) -> str:
+    """Mean and the 95 % interval of a bootstrap that draws whole sets, or tasks where all are of one set.
+
+    Args:
+        members: set and task of each value; seeds repeat them.
+    """
     if not values:
         return NONE
-    units = sets if len({name for name, _ in sets}) > 1 else range(len(values))
+    units = [name for name, _ in members]
+    if len(set(units)) == 1:
+        units = [task for _, task in members]
     place = {unit: index for index, unit in enumerate(dict.fromkeys(units))}
     rows = np.array([place[unit] for unit in units])
     sums, counts = np.bincount(rows, values), np.bincount(rows)

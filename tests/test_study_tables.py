@@ -161,10 +161,11 @@ def test_differences_are_of_the_same_members_and_their_interval_of_whole_sets() 
     pairs = ["land+stars", "dots+land", "dots+stars"]
     kept = {"cat": (0.4, 0.5, 0.6), "gram": (0.48, 0.5, 0.76)}
     rows = [
-        row(task, name, score, method=method)
+        row(task, name, score, method=method, seed=seed)
         for method, scores in kept.items()
         for name, score in zip(pairs, scores, strict=True)
         for task in name.split("+")
+        for seed in range(9)  # no more is known of other sets for it
     ]
     rows += [row("stars", "emotion+stars", 0.8, method="gram")]  # cat was not measured there
     text = realigned_markdown(found(*rows), STANDS)
@@ -222,10 +223,17 @@ def test_rows_of_runs_join_those_of_cleared_runs_a_file_per_rank(
             for file in sorted((tmp_path / "rows").glob("merges*.csv"))
         }
 
-    sets = tmp_path / "out" / "runs" / "merge-pairs-cat" / "sets"
-    sets.mkdir(parents=True)
+    def run_folder(name: str, split: str) -> Path:
+        run = tmp_path / "out" / "runs" / name
+        (run / "sets").mkdir(parents=True)
+        (run / "config.yaml").write_text(f"split: {split}\n", encoding="utf-8")
+        return run / "sets"
+
+    sets = run_folder("merge-pairs-cat", "test")
     (tmp_path / "rows").mkdir()
     measured = {"predicted": None, "lora": ""}
+    validation = {"rows": [row("stars", "land+stars", 0.99) | measured]}  # what a method was chosen by
+    (run_folder("merge-pairs-cat-val", "val") / "0.json").write_text(json.dumps(validation), encoding="utf-8")
     for rank, score in ((16, 0.7), (64, 0.6)):
         rows = [row("stars", "land+stars", score, rank=rank) | measured]
         (sets / f"{rank}.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
