@@ -5,21 +5,21 @@
 command was wrong.
 """
 
-from pathlib import Path
 from typing import Any
 
 from launch import logs
 from launch.app import main
+from launch.bundles import find_bundles, merged_contents
 from launch.merge_schema import MergeConfig
 from launch.runs import Run
 
 
 def job(config: MergeConfig, run: Run) -> dict[str, Any]:
     """Looks for the adapters before the backbone is built."""
-    from merging.run import find_bundles, merge
+    from merging.run import merge
 
     logs.take_over("lightning", "huggingface_hub")
-    bundles = find_bundles(config, Path(config.paths.outputs))
+    bundles = find_bundles(config)
     if config.advise:
         from merging.advisor import advise
 
@@ -28,4 +28,4 @@ def job(config: MergeConfig, run: Run) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main("merge", MergeConfig, job)
+    main("merge", MergeConfig, job, inputs=merged_contents)

@@ -27,6 +27,7 @@ import yaml  # type: ignore[import-untyped]
 from matplotlib.figure import Figure
 
 from launch.app import CONF
+from launch.bundles import find_bundles
 from launch.checks import ROOT
 from launch.compose import Composer
 from launch.config import first_config
@@ -38,7 +39,7 @@ from merging.features import class_token
 from merging.methods import merge_function
 from merging.paired import retention
 from merging.predict import LEVEL, measurement_noise, predict_retention
-from merging.run import find_bundles, open_bench
+from merging.run import open_bench
 from merging.workbench import outputs
 from reporting.figures import COLORS, MARKERS, STYLE
 
@@ -73,7 +74,7 @@ def look(folder: Path, dumps: Path, tasks: Sequence[str], rank: int, seed: int, 
         multirun=False,
     )  # fmt: skip
     config = MergeConfig.model_validate(first_config(composer, command))
-    bench = open_bench(config, find_bundles(config, folder)).bench
+    bench = open_bench(config, find_bundles(config)).bench
     kept: dict[str, Any] = {"rank": rank, "seed": seed, "members": {}, "rows": []}
     for task in tasks:
         member = bench.members[task]

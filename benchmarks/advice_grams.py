@@ -19,9 +19,10 @@ import yaml  # type: ignore[import-untyped]
 from benchmarks.advice import USABLE, spearman
 from benchmarks.collect_rows import write
 from benchmarks.why import TASKS, there
+from launch.bundles import bundle_path
 from launch.progress import track
 from merging.advisor import expected_by_error
-from merging.members import bundle_path, read_member
+from merging.members import read_member
 from reporting.load import collect
 
 FILE = "advice_grams.csv"

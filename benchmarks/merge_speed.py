@@ -30,8 +30,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from lightning_modules.backbone import create_backbone, split_qkv
-from lightning_modules.building import resolve_precision
-from lightning_modules.module import AUTOCAST
+from lightning_modules.building import autocast_type
 from merging.delta import Delta
 from merging.fold import FoldableWeights
 from merging.linear import cat
@@ -119,7 +118,7 @@ def forward(name: str, size: int, batch: int, rounds: int) -> dict[str, Any]:
     total = cat(deltas)
     FoldableWeights(merged, total).fold(total)
     images = torch.randn(batch, 3, size, size)
-    dtype = AUTOCAST.get(resolve_precision("auto", "cpu"))
+    dtype = autocast_type("auto", "cpu")
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         taken = compare(rounds, {"plain": lambda: plain(images), "merged": lambda: merged(images)})
     return {
@@ -131,10 +130,11 @@ def forward(name: str, size: int, batch: int, rounds: int) -> dict[str, Any]:
 def sweep(outputs: Path, tasks: list[str], rank: int, seed: int) -> dict[str, Any]:
     """One process for all pairs, one process for each of three pairs, and the passes alone."""
     from launch.app import CONF
+    from launch.bundles import find_bundles
     from launch.compose import Composer
     from launch.config import first_config
     from launch.merge_schema import MergeConfig
-    from merging.run import find_bundles, open_bench
+    from merging.run import open_bench
 
     shared = [f"paths.outputs={outputs}", f"lora.rank={rank}", f"seed={seed}", "merge=cat", "save=false"]
     shared += ["resume=restart", "logger=csv", "advice_images=null"]
@@ -152,7 +152,7 @@ def sweep(outputs: Path, tasks: list[str], rank: int, seed: int) -> dict[str, An
     command = composer.parse([*shared, "sweep=pairs", f"sweep.of={listed}"], multirun=False)
     config = MergeConfig.model_validate(first_config(composer, command))
     start = time.perf_counter()
-    opened = open_bench(config, find_bundles(config, outputs))
+    opened = open_bench(config, find_bundles(config))
     opening = time.perf_counter() - start
     passes = sum(seconds(lambda task=task: opened.bench.features(None, task, "test", deep=False)) for task in tasks)
     # each task is a member of as many pairs as there are other tasks, passes once more alone, and bare for head only

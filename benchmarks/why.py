@@ -19,11 +19,11 @@ import yaml  # type: ignore[import-untyped]
 
 from benchmarks.advice import spearman
 from benchmarks.collect_rows import earlier_rows, write
+from launch.bundles import CARD, bundle_path
 from launch.files import atomic_write
 from launch.progress import track
-from lightning_modules.adapter import CARD
 from merging.advisor import disturbances
-from merging.members import bundle_path, read_member
+from merging.members import read_member
 from reporting.load import collect
 from reporting.tables import NONE
 

@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def main(
     job: Callable[[Any, Any], dict[str, Any]],
     conf: Path = CONF,
     keeps_run: bool = True,
+    inputs: Callable[[Any], Mapping[str, str]] | None = None,
 ) -> None:
     """Runs a script: the only thing that ``train.py`` and the others call. Ends the process.
 
@@ -45,11 +46,13 @@ def main(
             ``score`` in it are shown in a sweep's table. It imports what is heavy only when it is called.
         conf: folder of the yaml files.
         keeps_run: False for a job that sees by itself what is done already: it gets no run folder and is never skipped.
+        inputs: takes the validated config, returns what tells the contents of the files apart that the job reads, by
+            name: a run is done anew when they change. Raises a ``UserError`` where one is missing.
     """
     arguments = get_args_parser().parse_intermixed_args()  # flags may stand between overrides
     logs.set_up()
     try:
-        code = _run(script, schema, job, conf, keeps_run, arguments)
+        code = _run(script, schema, job, conf, keeps_run, inputs, arguments)
     except UserError as error:
         log.error("%s", error)
         code = EXIT_COMMAND if isinstance(error, CommandError) else EXIT_FAILED
@@ -61,7 +64,9 @@ def main(
     sys.exit(code)
 
 
-def _run(script: str, schema: type[Any], job: Any, conf: Path, keeps_run: bool, arguments: Namespace) -> int:
+def _run(
+    script: str, schema: type[Any], job: Any, conf: Path, keeps_run: bool, inputs: Any, arguments: Namespace
+) -> int:
     hydra.version.setbase(HYDRA_VERSION)
     if arguments.multirun and (arguments.cfg or arguments.info or arguments.shell_completion):
         raise CommandError("-m runs a sweep, and --cfg, --info and --shell-completion show one job: leave one out.")
@@ -87,7 +92,7 @@ def _run(script: str, schema: type[Any], job: Any, conf: Path, keeps_run: bool, 
 
     from launch import jobs  # what only running needs, a fault in the command should not wait for
 
-    called = jobs.Script(script, schema, job, tuple(_called(arguments)), made, keeps_run)
+    called = jobs.Script(script, schema, job, tuple(_called(arguments)), made, keeps_run, inputs)
     if multirun:
         return jobs.run_sweep(called, composer, overrides, config)
     return jobs.run_single(called, composer, overrides).code

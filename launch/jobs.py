@@ -4,7 +4,7 @@ import functools
 import itertools
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Script:
     command: tuple[str, ...]  # how it was called, up to the overrides
     composer: Callable[[], Composer]
     keeps_run: bool = True
+    inputs: Callable[[Any], Mapping[str, str]] | None = None  # of a config: see ``runs.content_hash``
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,12 @@ def _perform(script: Script, sweep_name: str | None, config: DictConfig, command
         return Outcome("failed", EXIT_COMMAND, Path(), error=" ".join(faults.values()))
     model = validated(config, schema)
     plain = model.model_dump(mode="json", by_alias=True)
-    run = describe_run(script.name, model.title, plain, sweep_name, script.keeps_run)
+    try:
+        inputs = None if script.inputs is None else script.inputs(model)
+    except UserError as error:
+        log.error("%s", error)
+        return Outcome("failed", EXIT_COMMAND, Path(), error=str(error))
+    run = describe_run(script.name, model.title, plain, sweep_name, script.keeps_run, inputs)
     return perform(run, functools.partial(script.job, model), command)
 
 

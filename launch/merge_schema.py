@@ -77,6 +77,14 @@ def _branching(branch_at: Any, branch: Any, save: Any) -> Iterator[str]:
         yield f"save=true: a merge that branches (branch_at={branch_at}) is scored, not written."
 
 
+def _named(name: Any, save: Any, realign: Any, sets: Any, sizes: Any) -> Iterator[str]:
+    several_sets = sizes is not None or len(sets or []) > 1
+    if name is None or save is False or (several_sets and save == "auto"):
+        return
+    if several_sets or (isinstance(realign, list) and len(set(realign)) > 1):
+        yield f"name={name}: it names one model, and several would be written; leave it out."
+
+
 def _sets(sets: Any, tasks: Any, sizes: Any, of: Any) -> Iterator[str]:
     if sum(given is not None for given in (sets, tasks, sizes)) != 1:
         yield "tasks is missing: give tasks=[a,b] for one set, sets=[[a,b],[c,d]] for several, or sweep=pairs."
@@ -150,6 +158,7 @@ class MergeConfig(Strict):
         (("candidates",), _candidates),
         (("advise", "advice_images", "realign", "branch_at"), _advice),
         (("branch_at", "branch", "save"), _branching),
+        (("name", "save", "realign", "sets", "sweep.sizes"), _named),
         (("sets", "tasks", "sweep.sizes", "sweep.of"), _sets),
     )
 

@@ -76,10 +76,13 @@ class Run:
         return self.path / "result.json"
 
 
-def content_hash(what: str, config: dict[str, Any]) -> str:
+def content_hash(what: str, config: dict[str, Any], inputs: Mapping[str, str] | None = None) -> str:
     """Ten hex digits over the keys that decide the result; ``NOT_HASHED`` lists the others.
 
     A list of devices counts by its length: which ones does not matter, how many does (each gets its own batch).
+
+    Args:
+        inputs: what tells the contents of further files apart that decide the result, too.
     """
     kept = copy.deepcopy(config)
     for key in NOT_HASHED:
@@ -92,13 +95,21 @@ def content_hash(what: str, config: dict[str, Any]) -> str:
     trainer = kept.get("trainer")
     if isinstance(trainer, dict) and isinstance(trainer.get("devices"), list):
         trainer["devices"] = len(trainer["devices"])
-    text = json.dumps({"what": what, "config": kept}, sort_keys=True, ensure_ascii=True)
+    content = {"what": what, "config": kept} | ({"inputs": dict(inputs)} if inputs else {})
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def describe_run(what: str, title: str, config: dict[str, Any], group: str | None = None, kept: bool = True) -> Run:
-    """The run that a config stands for, before anything is written."""
-    digest = content_hash(what, config)
+def describe_run(
+    what: str,
+    title: str,
+    config: dict[str, Any],
+    group: str | None = None,
+    kept: bool = True,
+    inputs: Mapping[str, str] | None = None,
+) -> Run:
+    """The run that a config and its ``inputs`` (see ``content_hash``) stand for, before anything is written."""
+    digest = content_hash(what, config, inputs)
     name = f"{what}-{title}-{digest}"
     path = Path(config["paths"]["outputs"]) / "runs" / name
     restart = config.get("resume") == "restart"

@@ -16,15 +16,14 @@ from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from launch.bundles import CARD, bundle_content
 from launch.errors import AdapterError
 from launch.files import atomic_folder, write_json
 from lightning_modules.model import MLPHead, MultiTaskModel
 from merging.grams import FILE as GRAMS
 from merging.grams import save_grams
 
-CONFIG, ADAPTER, HEAD, CARD, README = (
-    "adapter_config.json", "adapter_model.safetensors", "head.safetensors", "card.json", "README.md",
-)  # fmt: skip
+CONFIG, ADAPTER, HEAD, README = "adapter_config.json", "adapter_model.safetensors", "head.safetensors", "README.md"
 # peft saves the names as they are inside its PeftModel wrapper.
 PEFT_PREFIX = "base_model.model."
 
@@ -38,6 +37,7 @@ class AdapterBundle:
         tensors: peft's state dict with its ``base_model.model.`` prefix.
         head: state dict of an ``MLPHead``.
         card: what ``save_bundle`` was given.
+        content: see ``launch.bundles.bundle_content``.
     """
 
     path: Path
@@ -45,6 +45,7 @@ class AdapterBundle:
     tensors: dict[str, Tensor]
     head: dict[str, Tensor]
     card: dict[str, Any]
+    content: str
 
 
 def save_bundle(
@@ -88,6 +89,7 @@ def load_bundle(path: Path, fingerprint: str | None = None) -> AdapterBundle:
         known = sorted(str(card.parent) for card in path.parent.parent.glob(f"*/*/{CARD}"))
         there = f" There are: {', '.join(known)}." if known else ""
         raise AdapterError(f"No adapter bundle at {path}. Train it first with `python train.py`.{there}")
+    content = bundle_content(path)
     try:
         card = json.loads((path / CARD).read_text(encoding="utf-8"))
         made_for = card["backbone"]["fingerprint"]
@@ -112,7 +114,7 @@ def load_bundle(path: Path, fingerprint: str | None = None) -> AdapterBundle:
             raise AdapterError(
                 f"{path / ADAPTER} and {CONFIG} are missing from an adapter of rank {rank}; copy all files."
             )
-        return AdapterBundle(path, None, {}, head, card)
+        return AdapterBundle(path, None, {}, head, card, content)
     try:
         config = LoraConfig.from_pretrained(str(path))
     except (OSError, ValueError, TypeError) as error:
@@ -126,7 +128,7 @@ def load_bundle(path: Path, fingerprint: str | None = None) -> AdapterBundle:
             f"{path / ADAPTER}: every B is zero, so the adapter does nothing; "
             "it was never trained or was loaded onto a wrong wrapper."
         )
-    return AdapterBundle(path, config, tensors, head, card)
+    return AdapterBundle(path, config, tensors, head, card, content)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

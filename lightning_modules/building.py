@@ -17,6 +17,7 @@ from torch import Tensor
 
 from datamodules.base import Source
 from datamodules.datamodule import ImageDataModule
+from launch.bundles import require_bundles
 from launch.errors import DataError
 from launch.schema import Backbone as BackboneConfig
 from launch.schema import TrainConfig, Training
@@ -27,7 +28,6 @@ from lightning_modules.lora import add_lora, init_seed, lora_config, start_in_un
 from lightning_modules.tasks import Task
 from merging.grams import FILE as GRAMS
 from merging.grams import load_grams
-from merging.members import require_bundles
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,15 @@ def resolve_precision(precision: str, accelerator: str = "auto") -> str:
         return "32-true"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16-mixed" if native else "32-true"
+
+
+def autocast_type(precision: str, device: str) -> torch.dtype | None:
+    """What merges and predictions compute in on a kind of device (cpu, cuda, ...): bfloat16, or None for float32.
+
+    Never float16: without training's scaler of the loss its gradients vanish, and large activations overflow.
+    """
+    fast = resolve_precision(precision, "cpu" if device == "cpu" else "gpu") == "bf16-mixed"
+    return torch.bfloat16 if fast else None
 
 
 def build_backbone(config: BackboneConfig, cache: Path) -> tuple[VisionTransformer, dict[str, Any]]:

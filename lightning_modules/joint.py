@@ -13,6 +13,7 @@ from peft import LoraConfig
 
 from datamodules.base import Source
 from datamodules.joint import JointDataModule
+from launch.bundles import bundle_path
 from launch.files import atomic_folder
 from launch.provenance import provenance
 from launch.runs import Run
@@ -33,7 +34,6 @@ from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.module import MultiTaskModule
 from lightning_modules.tracking import define_metrics, log_bundle, log_summary
 from lightning_modules.training import fit, load_best, log_pictures, of_stage, run_loggers, to_answers
-from merging.members import bundle_path
 
 log = logging.getLogger(__name__)
 

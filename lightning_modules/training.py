@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from datamodules.base import Source
 from datamodules.datamodule import ImageDataModule, normalize
+from launch.bundles import bundle_path
 from launch.files import atomic_folder
 from launch.progress import track
 from launch.provenance import provenance
@@ -43,7 +44,6 @@ from lightning_modules.tasks import Task
 from lightning_modules.tracking import define_metrics, log_bundle, log_picture, log_summary, open_loggers
 from merging.features import DeepFeatures
 from merging.grams import collect_grams
-from merging.members import bundle_path
 from merging.robustness import IMAGES as ROBUST_IMAGES
 from merging.robustness import disturbed, measure_robustness
 

@@ -199,7 +199,8 @@ def _expected(config: MergeConfig, opened: Bench, tasks: Sequence[str]) -> list[
     rows = []
     for method in config.candidates:
         function = functools.partial(merge_function(shipped(method)), opened.bench)
-        for branching in dict.fromkeys((None, branching_of(config))):
+        branched = branching_of(config)
+        for branching in (None,) if branched is None or not branched.apart(tasks) else (None, branched):
             merges = merge_set(opened.bench, tasks, function, config.realigns, config.images, branching)
             told = {"method": method, "passes": merges[0].passes}
             rows += [row | told for row in predict_set(opened.bench, merges, config.advice_images)]

@@ -22,6 +22,10 @@ class Branching:
     at: int
     tasks: tuple[str, ...] | None = None
 
+    def apart(self, tasks: Sequence[str]) -> list[str]:
+        """Those of a set that get last blocks of their own."""
+        return [task for task in tasks if self.tasks is None or task in self.tasks]
+
 
 def branch(
     tasks: Sequence[str],
@@ -48,7 +52,9 @@ def branch(
         raise CommandError(
             f"branch_at={branching.at}: the backbone has {depth} blocks; give a number from 0 to {depth}."
         )
-    apart = [task for task in tasks if branching.tasks is None or task in branching.tasks]
+    apart = branching.apart(tasks)
+    if not apart:
+        return {}, 1.0
     sharing = [task for task in tasks if task not in apart]
     together = merge(sharing) if len(sharing) > 1 else None
     ways = {}

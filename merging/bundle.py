@@ -19,10 +19,11 @@ from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from launch.bundles import CARD, bundle_content
 from launch.errors import AdapterError
 from launch.files import atomic_folder, write_json
 from launch.provenance import provenance
-from lightning_modules.adapter import ADAPTER, CARD, CONFIG, PEFT_PREFIX, README
+from lightning_modules.adapter import ADAPTER, CONFIG, PEFT_PREFIX, README
 from lightning_modules.lora import lora_config
 from lightning_modules.model import MLPHead
 from merging.delta import Delta
@@ -53,6 +54,9 @@ def save_merged(
         backbone: ``name``, ``image_size``, ``fingerprint``, ``mean`` and ``std``.
         rows: the merge's scores, or those of the set that this one was made from by adding and removing tasks.
         made: provenance of that set, None for now: a model that is rebuilt has the same bytes on every day.
+
+    Raises:
+        AdapterError: a member's bundle is no longer the one that was merged.
     """
     state, base = folded_state(frozen, merged.delta)
     heads = {
@@ -75,6 +79,11 @@ def save_merged(
         safetensors.torch.save_file(dict(sorted(base.items())), folder / BASE, metadata={"format": "pt"})
         for name, member in sorted(members.items()):
             shutil.copytree(member.bundle.path, folder / MEMBERS / name)
+            if bundle_content(folder / MEMBERS / name) != member.bundle.content:
+                raise AdapterError(
+                    f"{member.bundle.path} was written anew while it was being merged, so {path} was not written: its "
+                    "members would not be what was merged. Merge again."
+                )
         if merged.delta is not None:
             save_peft(folder, merged.delta, str(backbone["name"]))
         write_json(folder / CARD, card)

@@ -87,7 +87,7 @@ def distill(
         (``predict.expected_retention``, None where unknown), mean (of drifts: geometric) and worst over the members.
 
     Raises:
-        CommandError: an impossible budget, or a rank that is no low rank.
+        CommandError: an impossible budget, a rank that is no low rank, or a loss that is not finite.
     """
     require(steps >= 1, "steps", steps, "a whole number from 1")
     require(batch >= 1, "batch", batch, "a whole number from 1")
@@ -148,6 +148,11 @@ def distill(
         over = seconds is not None and now >= seconds
         if (step + 1) % CHECK_EVERY and step + 1 < steps and not over:
             continue
+        if not loss.isfinite():
+            raise CommandError(
+                f"Distilling {'+'.join(tasks)} diverged: after {step + 1} steps the loss is {float(loss)}. "
+                f"Give a lower rate: merge.lr={lr / 3:.1g}."
+            )
         set_fused_attention(student, fused=True)
         seen = _look(student, bench, pool)
         set_fused_attention(student, fused=bench.device.type != "cpu")

@@ -1,5 +1,6 @@
 """One merge of one set of tasks, scored: a row for each member and each kind of realignment."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -172,9 +173,9 @@ def score_set(
                     "score": scores[metric],
                     "single": single[metric],
                     "head_only": None if alone is None else alone[metric],
-                    "retention": retention(metric, scores[metric], single[metric]),
-                    "retention_low": low,
-                    "retention_high": high,
+                    "retention": _known(retention(metric, scores[metric], single[metric])),
+                    "retention_low": _known(low),
+                    "retention_high": _known(high),
                     "images": merged.images,
                     "passes": merged.passes,
                     "choice": merged.outcome.choice,
@@ -183,6 +184,11 @@ def score_set(
                 }
             )
     return rows
+
+
+def _known(value: float) -> float | None:
+    """None for what JSON has no number for: a retention of a score of nothing."""
+    return value if math.isfinite(value) else None
 
 
 def _head_only(bench: Workbench, task: str, split: str, head_only: Mapping[str, MLPHead]) -> dict[str, float] | None:

@@ -9,9 +9,10 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from launch.bundles import CARD
 from launch.errors import AdapterError, UserError
 from launch.files import write_json
-from lightning_modules.adapter import CARD, README
+from lightning_modules.adapter import README
 from merging.views import read_card
 
 PREFIX = "hub:"

@@ -1,7 +1,6 @@
-"""The adapters of a merge: found by task, rank and seed, checked, read as deltas."""
+"""The adapters of a merge: checked, read as deltas."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +8,9 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from launch.errors import AdapterError, CommandError, nearest
-from launch.labels import training_slug
-from lightning_modules.adapter import ADAPTER, CARD, CONFIG, PEFT_PREFIX, AdapterBundle, load_bundle
+from launch.bundles import CARD
+from launch.errors import AdapterError
+from lightning_modules.adapter import ADAPTER, CONFIG, PEFT_PREFIX, AdapterBundle, load_bundle
 from lightning_modules.backbone import PARTS
 from lightning_modules.model import MLPHead
 from lightning_modules.tasks import Task
@@ -48,33 +47,6 @@ class Member:
         return self.bundle.card.get("validation") or {}
 
 
-def bundle_path(outputs: Path, task: str, rank: int, seed: int, features: str = "class_token") -> Path:
-    """Where training publishes the adapter of a task, rank and seed."""
-    return outputs / "adapters" / task / training_slug(rank, seed, features)
-
-
-def require_bundles(outputs: Path, tasks: Sequence[str], rank: int, seed: int) -> list[Path]:
-    """The bundles' folders in the order of ``tasks``; cheap, looks at names only.
-
-    Raises:
-        CommandError: some are missing; lists what exists and the command that trains each.
-    """
-    paths = {task: bundle_path(outputs, task, rank, seed) for task in tasks}
-    missing = [task for task, path in paths.items() if not (path / CARD).is_file()]
-    if not missing:
-        return list(paths.values())
-    known = sorted(card.parent.relative_to(outputs / "adapters") for card in (outputs / "adapters").glob(f"*/*/{CARD}"))
-    listed = ", ".join(str(path) for path in known) if known else "none"
-    names = {path.parts[0] for path in known}
-    lines = [
-        f"There is no adapter of task {task} with rank {rank} and seed {seed} in {outputs / 'adapters'}."
-        f"{nearest(task, names) if task not in names else ''} Train it: "
-        f"python train.py task={task} lora.rank={rank} seed={seed}"
-        for task in missing
-    ]
-    raise CommandError("\n".join([*lines, f"Adapters that exist: {listed}."]))
-
-
 def read_member(path: Path, fingerprint: str | None = None) -> Member:
     """Reads a bundle of ours.
 
@@ -100,6 +72,7 @@ def task_of(bundle: AdapterBundle) -> Task:
             outputs=len(bundle.head["output.bias"]),
             classes=None if card.get("classes") is None else tuple(card["classes"]),
             eye_corners=None if corners is None else (corners[0], corners[1]),
+            units=tuple(((bundle.card.get("config") or {}).get("task", {}).get("units") or {}).items()),
         )
     except (KeyError, TypeError) as error:
         place = bundle.path / CARD

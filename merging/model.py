@@ -22,10 +22,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from datamodules.datamodule import normalize
+from launch.bundles import CARD
 from launch.errors import AdapterError, WeightsError
 from launch.files import atomic_folder
 from launch.schema import Backbone
-from lightning_modules.adapter import CARD
 from lightning_modules.backbone import create_backbone, fingerprint
 from lightning_modules.building import plain_backbone
 from lightning_modules.model import MLPHead, MultiTaskModel

@@ -32,15 +32,19 @@ def retention_interval(
         single, merged: (n, out) outputs on the same images.
         target: as ``Task.metrics`` takes it.
         rounds: of drawing n images with replacement.
+
+    Returns:
+        Its ends; infinite where the single model scores nothing in that many drawn samples.
     """
     counts = _draws(len(target), rounds, seed)
     one, two = (_scores(task, outputs.double(), target, counts) for outputs in (single, merged))
     kept = [retention(task.metric, new, own) for new, own in zip(two.tolist(), one.tolist(), strict=True)]
-    finite = torch.tensor([value for value in kept if math.isfinite(value)], dtype=torch.float64)
-    if not len(finite):
+    finite = [value for value in kept if math.isfinite(value)]
+    if not finite:
         return float("inf"), float("inf")
-    low, high = torch.quantile(finite, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
+    bounded = torch.tensor(kept, dtype=torch.float64).clamp(max=max(finite))  # infinite ones stay above all others
+    low, high = torch.quantile(bounded, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high if len(kept) - len(finite) <= 0.025 * len(kept) else float("inf")
 
 
 def _draws(n: int, rounds: int, seed: int) -> Tensor:

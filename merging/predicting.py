@@ -15,8 +15,7 @@ from launch.errors import CommandError, DataError, nearest
 from launch.predict_schema import PredictConfig
 from launch.progress import track
 from lightning_modules.backbone import hold_frozen_weights
-from lightning_modules.building import resolve_precision
-from lightning_modules.module import AUTOCAST
+from lightning_modules.building import autocast_type
 from merging.answer_files import answer_file
 from merging.answer_pictures import write_picture
 from merging.answers import Answered, Seen, answer, look, sights
@@ -63,8 +62,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     model = open_model(
         config.model, config.backbone.weights, config.tasks, config.device, Path(config.paths.outputs) / "cache"
     )
-    kind = "cpu" if model.device.type == "cpu" else "gpu"
-    dtype = AUTOCAST.get(resolve_precision(config.precision, kind))
+    dtype = autocast_type(config.precision, model.device.type)
     if dtype is not None:
         hold_frozen_weights(model.backbone, dtype)
     wanted = sights(model.tasks, config.faces == "detect")

@@ -16,6 +16,7 @@ from rich.table import Table
 from timm.models import PretrainedCfg
 from timm.models.vision_transformer import VisionTransformer
 
+from launch.bundles import CARD, bundle_path
 from launch.errors import AdapterError
 from launch.files import write_json
 from launch.labels import lora_settings
@@ -23,17 +24,15 @@ from launch.merge_schema import MergeConfig
 from launch.progress import track
 from launch.runs import Run
 from launch.schema import Backbone as BackboneConfig
-from lightning_modules.adapter import CARD
-from lightning_modules.building import plain_backbone, resolve_precision
+from lightning_modules.building import autocast_type, plain_backbone
 from lightning_modules.examples import log_examples
 from lightning_modules.model import MLPHead
-from lightning_modules.module import AUTOCAST
 from lightning_modules.tracking import log_summary, log_table, open_loggers
 from merging.branch import Branching
 from merging.bundle import save_merged
 from merging.evaluate import COLUMNS, FURTHER, PREDICTED, Merged, merge_set, predict_set, score_set
 from merging.examples import save_merged_examples
-from merging.members import Member, bundle_path, read_member, require_bundles
+from merging.members import Member, read_member
 from merging.methods import merge_function
 from merging.workbench import Workbench, open_images
 
@@ -53,19 +52,6 @@ class Bench:
     def data_name(self, tasks: Sequence[str]) -> str:
         """The data of a set, each name once."""
         return "+".join(sorted({self.bench.data[task].source.name for task in tasks}))
-
-
-def find_bundles(config: MergeConfig, outputs: Path) -> dict[str, Path]:
-    """The bundle of each task in any set, by task.
-
-    Raises:
-        CommandError: some are missing.
-    """
-    tasks = sorted({task for names in config.chosen_sets() for task in names})
-    given = {task: Path(config.adapters[task]).expanduser() for task in tasks if task in config.adapters}
-    rest = [task for task in tasks if task not in given]
-    paths = require_bundles(outputs, rest, config.lora.rank, config.seed)
-    return given | dict(zip(rest, paths, strict=True))
 
 
 def merge(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[str, Any]:
@@ -118,7 +104,7 @@ def merge_all(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dic
             "method": config.method_label,
             "rank": config.lora.rank,
             "seed": config.seed,
-            "lora": _adapters_label(opened.bench, tasks),
+            "lora": _adapters_label(config, [opened.bench.members[task] for task in tasks]),
         }
         scored = [shared | row for row in rows]
         write_json(file, {"rows": scored, "models": saved, "curve": list(merges[0].outcome.curve)})
@@ -144,11 +130,11 @@ def summarise(sets: Sequence[Sequence[str]], folder: Path, config: MergeConfig, 
     show(rows)
     for model in models:
         log.info("Merged model: %s", model)
-    kept = [row["retention"] for row in rows if row["realign"] == rows[-1]["realign"]]
+    kept = _retained(rows, rows[-1]["realign"])
     return {
         "metric": "retention",
-        "score": statistics.mean(kept),
-        "worst": min(kept),
+        "score": statistics.mean(kept) if kept else None,
+        "worst": min(kept, default=None),
         "split": config.split,
         "backbone": opened.backbone,
         "adapters": {name: _origin(member) for name, member in opened.bench.members.items()},
@@ -161,9 +147,14 @@ def summarise(sets: Sequence[Sequence[str]], folder: Path, config: MergeConfig, 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     found: dict[str, float] = {}
     for realign in dict.fromkeys(row["realign"] for row in rows):
-        kept = [row["retention"] for row in rows if row["realign"] == realign]
-        found |= {f"{realign}/mean": statistics.mean(kept), f"{realign}/lowest": min(kept)}
+        if kept := _retained(rows, realign):
+            found |= {f"{realign}/mean": statistics.mean(kept), f"{realign}/lowest": min(kept)}
     return found
+
+
+def _retained(rows: Sequence[Mapping[str, Any]], realign: str) -> list[float]:
+    """Without the members whose adapter alone scores nothing: nobody can say how much of it they keep."""
+    return [row["retention"] for row in rows if row["realign"] == realign and row["retention"] is not None]
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -175,16 +166,23 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     for name in dict.fromkeys(row["set"] for row in rows):
         console.print(_set_table(name, [row for row in rows if row["set"] == name]))
     for realign in dict.fromkeys(row["realign"] for row in rows):
-        own = [row for row in rows if row["realign"] == realign]
-        retained = [row["retention"] for row in own]
+        own = [row for row in rows if row["realign"] == realign and row["retention"] is not None]
+        if not own:
+            continue
+        retained = _retained(own, realign)
         off = [abs(row["predicted"] - row["retention"]) for row in own if row["predicted"] is not None]
         told = f"; predictions were off by {statistics.mean(off):.3f} on average" if off else ""
         console.print(
             f"realign {realign}: mean retention {statistics.mean(retained):.3f}, lowest {min(retained):.3f} "
-            f"of {len(own)} members, {sum(row['retention_high'] < 1 for row in own)} with a loss that the test set can "
+            f"of {len(own)} members, {sum(map(_lost, own))} with a loss that the test set can "
             f"show (*){told}",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
+
+
+def _lost(row: Mapping[str, Any]) -> bool:
+    """Whether the test set shows a loss."""
+    return row["retention_high"] is not None and row["retention_high"] < 1
 
 
 def _set_table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -198,7 +196,7 @@ def _set_table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         alone = "" if row["head_only"] is None else f"{row['head_only']:.4g}"
-        kept = f"{row['retention']:.3f}{'*' if row['retention_high'] < 1 else ' '}"
+        kept = "? " if row["retention"] is None else f"{row['retention']:.3f}{'*' if _lost(row) else ' '}"
         predicted = "" if row["predicted"] is None else f"{row['predicted']:.3f}"
         numbers = [f"{row['score']:.4g}", f"{row['single']:.4g}", alone, predicted, kept]
         table.add_row(row["task"], row["realign"], row["metric"], *numbers)
@@ -246,17 +244,28 @@ def _open(
             f"one that {first.path} was trained on ({made['fingerprint'][:12]}). Give backbone.weights=FILE."
         )
     device = torch.device(device_name if device_name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    dtype = AUTOCAST.get(resolve_precision(precision, "cpu" if device.type == "cpu" else "gpu"))
+    dtype = autocast_type(precision, device.type)
     pretrained = timm.get_pretrained_cfg(made["name"]) or PretrainedCfg()
     places = dict(roots)
     data = {
         task: open_images(member, Path(cache), pretrained.mean, pretrained.std, places.get(task))
         for task, member in members.items()
     }
-    heads = {task: read_member(Path(path), made["fingerprint"]).head for task, path in alone}
+    heads = {task: head for task, path in alone if (head := _head_only(Path(path), members[task])) is not None}
     card |= {"mean": pretrained.mean, "std": pretrained.std}
     bench = Workbench(backbone, members, data, device, dtype)
     return Bench(bench, heads, card, lambda: plain_backbone(described, Path(cache))[0])
+
+
+def _head_only(path: Path, member: Member) -> MLPHead | None:
+    """The head on the bare backbone that a member is compared with; None where it is of other data or backbone."""
+    found = read_member(path)
+    for part in ("backbone", "data"):
+        if found.bundle.card[part]["fingerprint"] != member.bundle.card[part]["fingerprint"]:
+            told = "%s was trained on another %s than %s, so head_only is left out of its rows"
+            log.warning(told, path, part, member.bundle.path)
+            return None
+    return found.head
 
 
 def check_alike(members: Sequence[Member]) -> None:
@@ -283,15 +292,24 @@ def _origin(member: Member) -> dict[str, Any]:
         "path": str(member.bundle.path),
         "run": card.get("run"),
         "config_hash": card.get("config_hash"),
+        "content": member.bundle.content,
         "data": card["data"]["fingerprint"],
         "lora": card.get("lora"),
     }
 
 
-def _adapters_label(bench: Workbench, tasks: Sequence[str]) -> str:
-    """How the members were trained otherwise than by default; of several ways, each that occurs."""
-    found = {lora_settings(bench.members[task].bundle.card.get("lora")) for task in tasks}
+def _adapters_label(config: MergeConfig, members: Sequence[Member]) -> str:
+    """How members were trained otherwise than by default or than asked for; of several ways, each that occurs."""
+    found = {_adapter_label(config, member.bundle.card) for member in members}
     return found.pop() if len(found) == 1 else " + ".join(sorted(label or "default" for label in found))
+
+
+def _adapter_label(config: MergeConfig, card: Mapping[str, Any]) -> str:
+    """As ``labels.lora_settings``; of ``adapters={task: folder}`` also a rank and a seed that the rows do not tell."""
+    lora = card.get("lora") or {}
+    told = {"rank": (lora.get("rank"), config.lora.rank), "seed": (card.get("seed"), config.seed)}
+    other = [f"{name}={own}" for name, (own, asked) in told.items() if own is not None and own != asked]
+    return ",".join(filter(None, [lora_settings(lora), *other]))
 
 
 def branching_of(config: MergeConfig) -> Branching | None:

@@ -116,8 +116,8 @@ def build_app(model: AnsweringModel, *, title: str, faces: bool, max_bytes: int,
     async def ask(request: Request) -> Response:
         too_large = f"The picture's file is larger than {max_bytes / 1e6:g} MB."
         length = request.headers.get("content-length", "")
-        if not length.isdecimal():
-            return fault(411, "Say how long the request is (Content-Length).")
+        if not length.isdecimal() or "transfer-encoding" in request.headers:  # chunks may be more than was said
+            return fault(411, "Say how long the request is (Content-Length), and send it in one piece.")
         if int(length) > max_bytes + _FRAME:
             return fault(413, too_large)
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):

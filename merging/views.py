@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.crop import Fit
+from launch.bundles import CARD
 from launch.errors import AdapterError
-from lightning_modules.adapter import CARD
 from lightning_modules.tasks import Task
 
 NAME = re.compile(r"[a-z0-9_]+")  # of a task: it becomes a folder, a column and an ONNX output

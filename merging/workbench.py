@@ -10,10 +10,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from datamodules.datamodule import ImageDataModule, normalize
+from launch.bundles import CARD
 from launch.errors import AdapterError, DataError
 from launch.schema import Data
 from launch.target import instantiate
-from lightning_modules.adapter import CARD
 from lightning_modules.backbone import hold_frozen_weights
 from lightning_modules.lora import TARGET_MODULES, adaptable
 from lightning_modules.model import MLPHead

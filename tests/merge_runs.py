@@ -38,12 +38,13 @@ def merge_config(arguments: list[str]) -> MergeConfig:
 
 def merge_here(arguments: list[str]) -> tuple[dict[str, Any], Run]:
     """Merges in this process, without the launch layer's bookkeeping."""
-    from merging.run import find_bundles, merge
+    from launch.bundles import find_bundles
+    from merging.run import merge
 
     config = merge_config(arguments)
     run = describe_run("merge", config.title, config.model_dump(mode="json", by_alias=True))
     prepare(run)
-    return merge(config, run, find_bundles(config, Path(config.paths.outputs))), run
+    return merge(config, run, find_bundles(config)), run
 
 
 def merge_process(arguments: list[str]) -> subprocess.CompletedProcess[str]:

@@ -51,6 +51,13 @@ def test_a_lone_task_beside_the_branched_ones_keeps_its_own_last_blocks() -> Non
     assert passes == pytest.approx(1 + 1 / 12)
 
 
+def test_a_set_without_the_branched_tasks_is_merged_once() -> None:
+    def again(names):
+        raise AssertionError(names)
+
+    assert branch(["a", "b"], _summed("ab"), again, OWN, Branching(9, ("c",)), DEPTH) == ({}, 1.0)
+
+
 def test_more_blocks_than_there_are_is_refused() -> None:
     with pytest.raises(CommandError, match="branch_at=13: the backbone has 12 blocks"):
         branch(["a"], _delta(1.0), _summed, OWN, Branching(13), DEPTH)

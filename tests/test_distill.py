@@ -10,11 +10,12 @@ import safetensors.torch
 import torch
 from peft import PeftModel
 
+from launch.bundles import find_bundles
 from launch.errors import CommandError
 from lightning_modules.backbone import create_backbone, split_qkv
 from merging import distill as module
 from merging.model import load
-from merging.run import find_bundles, open_bench
+from merging.run import open_bench
 from tests.merge_runs import command, merge_config, merge_here, train_members
 
 
@@ -81,6 +82,16 @@ def test_factors_are_trained_in_float32_beside_a_backbone_in_bfloat16(
     assert (False, torch.bfloat16) in kinds
 
 
+def test_a_loss_that_is_not_finite_ends_it(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverged(student: torch.nn.Module, *_: Any) -> torch.Tensor:
+        return sum(value.sum() for value in student.parameters() if value.requires_grad) * torch.tensor(float("nan"))
+
+    monkeypatch.setattr(module, "_loss", diverged)
+    settings = ["merge=distill", "merge.steps=5", "merge.batch=8", "merge.widen=[]", "save=false", "merge.seed=9"]
+    with pytest.raises(CommandError, match=r"dots\+leaves diverged: after 5 steps .* merge\.lr=0\.001"):
+        merge_here(command(outputs, "tasks=[leaves,dots]", *settings))
+
+
 def test_a_start_that_is_near_is_moved_gently(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved = {}
     settings = ["merge=distill", "merge.steps=5", "merge.batch=8", "merge.widen=[]", "merge.lr=0.01", "save=false"]
@@ -94,7 +105,7 @@ def test_a_start_that_is_near_is_moved_gently(outputs: Path, monkeypatch: pytest
 
 def test_distillation_counts_changes_of_numbers_in_the_models_own_error(outputs: Path) -> None:
     config = merge_config(command(outputs, "tasks=[leaves,level]"))
-    bench = open_bench(config, find_bundles(config, outputs)).bench
+    bench = open_bench(config, find_bundles(config)).bench
     pool = module._Pool(bench, "level", 100, mirror=False)
     drawn = pool.draw(4, torch.Generator().manual_seed(0))
     head, error = bench.members["level"].head, bench.members["level"].validation["rmse"]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from datamodules.datamodule import ImageDataModule
+from launch.bundles import find_bundles
 from launch.errors import CommandError
 from launch.runs import describe_run
 from merging.advisor import advise
@@ -14,7 +15,7 @@ from merging.bundle import read_parts
 from merging.evaluate import merge_set, predict_set
 from merging.features import read_features
 from merging.methods import merge_function
-from merging.run import find_bundles, open_bench
+from merging.run import open_bench
 from tests.merge_runs import command, merge_config, merge_here, train_members
 
 
@@ -51,7 +52,7 @@ def test_a_ladder_takes_the_dearest_that_cannot_be_told_from_the_best(
 ) -> None:
     given = ["merge=ladder", f"merge.rungs=[{','.join(told)}]", "merge.after=none", "merge.images=24"]
     config = merge_config(command(outputs, *given, "merge.keep=0.98", "tasks=[dots,level]"))
-    bench = open_bench(config, find_bundles(config, outputs)).bench
+    bench = open_bench(config, find_bundles(config)).bench
     rungs = iter(told.values())
 
     def predicted(*_: Any) -> list[dict[str, Any]]:
@@ -65,7 +66,7 @@ def test_a_ladder_takes_the_dearest_that_cannot_be_told_from_the_best(
 def test_the_rung_taken_passes_its_pictures_once(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = ["merge=ladder", "merge.rungs=[average]", "merge.after=deep", "merge.images=24", "merge.advice_images=24"]
     config = merge_config(command(outputs, *given, "tasks=[dots,level]"))
-    bench = open_bench(config, find_bundles(config, outputs)).bench
+    bench = open_bench(config, find_bundles(config)).bench
     passed: list[bool] = []
 
     def counted(*args: Any, **more: Any) -> Any:
@@ -127,7 +128,7 @@ def no_test_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 def advise_here(arguments: list[str]) -> dict[str, Any]:
     config = merge_config(arguments)
     run = describe_run("merge", config.title, config.model_dump(mode="json", by_alias=True))
-    return advise(config, run, find_bundles(config, Path(config.paths.outputs)))
+    return advise(config, run, find_bundles(config))
 
 
 def test_advice_reads_no_test_picture_and_names_a_merge(outputs: Path, no_test_picture: None) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from datamodules.datamodule import normalize
 from launch.errors import AdapterError, CommandError, DataError
+from launch.runs import finish
 from lightning_modules.backbone import create_backbone, split_qkv
 from merging.bundle import read_parts
 from merging.evaluate import COLUMNS
@@ -22,6 +23,7 @@ from merging.linear import cat
 from merging.members import read_member
 from merging.methods import require_delta
 from merging.model import load
+from merging.run import _open as open_
 from reporting.examples import read_examples
 from tests.conftest import SIZE, TINY
 from tests.merge_cases import SHIPPED
@@ -83,6 +85,73 @@ def test_rows_tell_how_their_adapters_were_trained_otherwise(outputs: Path, tmp_
     assert {row["lora"] for row in result["rows"]} == {"default + max_norm=0.1"}
 
 
+def test_rows_tell_a_rank_and_a_seed_that_are_not_the_commands(outputs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(outputs / "adapters" / "leaves" / "r2-s0", tmp_path / "other")
+    given = command(outputs, "merge=cat", "tasks=[leaves]", f"+adapters.leaves={folder}", "save=false")
+    result, _ = merge_here([*given, "lora.rank=16", "seed=7"])
+    assert {row["lora"] for row in result["rows"]} == {"rank=2,seed=0"}
+
+
+def test_an_adapter_that_was_trained_again_is_merged_again(outputs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(outputs / "adapters" / "leaves" / "r2-s0", tmp_path / "leaves")
+    given = command(outputs, "merge=cat", "tasks=[leaves,level]", f"+adapters.leaves={folder}", "save=false")
+    assert "Started" in merge_process(given).stderr
+    assert "Skipped, done already" in merge_process(given).stderr
+    _scale(folder, 2.0)
+    assert "Started" in merge_process(given).stderr
+
+
+def test_a_bundle_that_changes_while_it_is_merged_is_not_taken_for_a_member(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from merging import run as module
+
+    folder = shutil.copytree(outputs / "adapters" / "leaves" / "r2-s0", tmp_path / "leaves")
+    plain = module.score_set
+    monkeypatch.setattr(module, "score_set", lambda *given: _scale(folder, 2.0) or plain(*given))
+    given = command(outputs, "merge=cat", "tasks=[leaves,level]", f"+adapters.leaves={folder}", "name=torn")
+    with pytest.raises(AdapterError, match="leaves was written anew while it was being merged"):
+        merge_here(given)
+    assert not (outputs / "models" / "torn").exists()
+
+
+def _scale(folder: Path, factor: float) -> None:
+    file = folder / "adapter_model.safetensors"
+    tensors = {name: factor * value for name, value in safetensors.torch.load_file(file).items()}
+    safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_a_head_of_other_data_is_no_baseline(outputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(outputs / "adapters", tmp_path / "adapters")
+    folder = shutil.copytree(tmp_path / "adapters" / "leaves" / "r2-s0", tmp_path / "adapters" / "leaves" / "r0-s0")
+    card = json.loads((folder / "card.json").read_text())
+    given = command(tmp_path, "merge=cat", "tasks=[leaves]", "save=false")
+    assert [row["head_only"] for row in merge_here(given)[0]["rows"]] != [None]
+    card["data"]["fingerprint"] = "0" * 64
+    (folder / "card.json").write_text(json.dumps(card))
+    open_.cache_clear()
+    result, _ = merge_here([*given, "realign=linear"])
+    assert [row["head_only"] for row in result["rows"]] == [None]
+    assert "r0-s0 was trained on another data than" in caplog.text
+
+
+def test_a_retention_of_nothing_is_left_open(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from merging import evaluate
+
+    plain = evaluate.retention
+    monkeypatch.setattr(
+        evaluate, "retention", lambda metric, *more: float("inf") if metric == "accuracy" else plain(metric, *more)
+    )
+    result, run = merge_here(command(outputs, "merge=cat", "tasks=[leaves,level]", "save=false", "images=25"))
+    kept = {row["task"]: row["retention"] for row in result["rows"]}
+    assert kept["leaves"] is None
+    assert result["score"] == result["worst"] == kept["level"]
+    assert "of 1 members" in capsys.readouterr().out
+    finish(run, {}, result, "")
+
+
 def test_models_of_other_settings_stand_side_by_side(outputs: Path) -> None:
     given = command(outputs, "merge=svd", "tasks=[leaves,level]", "name=null")
     kept = [Path(merge_here([*given, *more])[0]["models"][0]) for more in ([], ["merge.rank=1"], ["merge.rank=3"])]
@@ -90,6 +159,16 @@ def test_models_of_other_settings_stand_side_by_side(outputs: Path) -> None:
     assert len({(path / "backbone.safetensors").read_bytes() for path in kept}) == 3
     again, _ = merge_here([*given, "merge.rank=1"])
     assert again["models"] == [str(kept[1])]
+
+
+def test_scores_have_the_units_that_training_reported_in(outputs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(outputs / "adapters" / "level" / "r2-s0", tmp_path / "level")
+    card = json.loads((folder / "card.json").read_text())
+    card["config"]["task"]["units"] = {"years": 10.0}
+    (folder / "card.json").write_text(json.dumps(card))
+    result, _ = merge_here(command(outputs, "merge=cat", "tasks=[level]", f"+adapters.level={folder}", "save=false"))
+    (row,) = result["rows"]
+    assert row["scores"]["rmse_years"] == pytest.approx(10 * row["score"])
 
 
 def test_a_set_of_one_is_the_adapter_itself(outputs: Path) -> None:
@@ -177,7 +256,10 @@ def test_faults_of_the_command_come_first(outputs: Path) -> None:
     assert "named twice: a" in done.stderr
     assert "merge.rigde=1: unknown argument of gram. Did you mean 'ridge'?" in done.stderr
     assert "realign" in done.stderr
-    assert merge_process(command(outputs)).returncode == 2
+    done = merge_process(command(outputs, "name=two", "realign=[none,deep]"))
+    assert done.returncode == 2
+    assert "tasks is missing" in done.stderr
+    assert "name=two: it names one model, and several would be written" in done.stderr
     blind = ["advise=true", "advice_images=null", "realign=deep", "branch_at=1"]
     done = merge_process(command(outputs, "tasks=[leaves,level]", *blind))
     assert done.returncode == 2

@@ -56,6 +56,17 @@ def test_a_clear_loss_is_shown_and_no_loss_is_not(kind: str, metric: str) -> Non
     assert 1 < low < high
 
 
+def test_a_model_that_scores_nothing_leaves_the_upper_end_open() -> None:
+    task, near, _, target = _case("classification", "accuracy")
+    wrong = torch.nn.functional.one_hot((target + 1) % 4, 4).float()
+    assert retention_interval(task, wrong, near, target) == (float("inf"), float("inf"))
+    wrong[0] = torch.nn.functional.one_hot(target[0], 4)  # one right answer, which a third of the samples miss
+    low, high = retention_interval(task, wrong, near, target)
+    seldom = retention_interval(task, wrong, wrong, target)
+    assert 1 < low < high == float("inf")
+    assert seldom == (1.0, 1.0)
+
+
 def test_the_interval_holds_what_it_is_drawn_around() -> None:
     task, near, far, target = _case("classification", "accuracy")
     correct = [(x.argmax(1) == target).double().mean().item() for x in (far, near)]

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from launch.bundles import bundle_path
 from launch.errors import AdapterError
 from lightning_modules.backbone import split_qkv
 from lightning_modules.lora import add_lora, lora_config
 from lightning_modules.tasks import Task
 from merging.linear import cat
-from merging.members import bundle_path, read_member
+from merging.members import read_member
 from merging.robustness import (
     LEVELS,
     NOISE,

@@ -113,6 +113,9 @@ def test_hostile_requests_are_refused(client: TestClient) -> None:
     assert (broken.status_code, list(broken.json())) == (400, ["error"])
     endless = client.post("/answer", content=iter([b"x"]), headers={"content-type": "multipart/form-data; boundary=x"})
     assert endless.status_code == 411
+    form = {"content-type": "multipart/form-data; boundary=x", "content-length": "10"}
+    chunks = client.post("/answer", content=b"--x--\r\n   ", headers={**form, "transfer-encoding": "chunked"})
+    assert chunks.status_code == 411
     assert client.get("/answer").status_code == 405
     for path in ("/../card.json", "/static/%2e%2e/%2e%2e/etc/passwd", "/docs", "/openapi.json"):
         assert client.get(path).status_code == 404

@@ -13,7 +13,7 @@ import torch
 from launch.errors import CommandError, DataError
 from lightning_modules.adapter import apply_bundle, load_bundle
 from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
-from lightning_modules.building import resolve_precision
+from lightning_modules.building import autocast_type, resolve_precision
 from lightning_modules.lora import folded_state_dict
 from lightning_modules.model import MultiTaskModel
 from merging.grams import load_grams
@@ -154,6 +154,14 @@ def test_auto_precision_follows_the_processor(monkeypatch, native, expected):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert resolve_precision("auto", "cpu") == expected
     assert resolve_precision("16-mixed", "cpu") == "16-mixed"
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, None)])
+def test_what_is_not_trained_with_a_scaler_never_computes_in_float16(monkeypatch, native, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert autocast_type("auto", "cuda") is expected
+    assert autocast_type("32-true", "cuda") is None
 
 
 def test_bf16_training_runs_and_saves_float32(tmp_path):

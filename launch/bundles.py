@@ -1,0 +1,69 @@
+"""Adapter bundles by name: where training publishes them, which ones a merge takes, and what tells two apart."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.errors import CommandError, nearest
+from launch.labels import training_slug
+from launch.merge_schema import MergeConfig
+
+CARD = "card.json"
+
+
+def bundle_path(outputs: Path, task: str, rank: int, seed: int, features: str = "class_token") -> Path:
+    """Where training publishes the adapter of a task, rank and seed."""
+    return outputs / "adapters" / task / training_slug(rank, seed, features)
+
+
+def require_bundles(outputs: Path, tasks: Sequence[str], rank: int, seed: int) -> list[Path]:
+    """The bundles' folders in the order of ``tasks``; cheap, looks at names only.
+
+    Raises:
+        CommandError: some are missing; lists what exists and the command that trains each.
+    """
+    paths = {task: bundle_path(outputs, task, rank, seed) for task in tasks}
+    missing = [task for task, path in paths.items() if not (path / CARD).is_file()]
+    if not missing:
+        return list(paths.values())
+    known = sorted(card.parent.relative_to(outputs / "adapters") for card in (outputs / "adapters").glob(f"*/*/{CARD}"))
+    listed = ", ".join(str(path) for path in known) if known else "none"
+    names = {path.parts[0] for path in known}
+    lines = [
+        f"There is no adapter of task {task} with rank {rank} and seed {seed} in {outputs / 'adapters'}."
+        f"{nearest(task, names) if task not in names else ''} Train it: "
+        f"python train.py task={task} lora.rank={rank} seed={seed}"
+        for task in missing
+    ]
+    raise CommandError("\n".join([*lines, f"Adapters that exist: {listed}."]))
+
+
+def find_bundles(config: MergeConfig) -> dict[str, Path]:
+    """The bundle of each task in any set of a merge, by task.
+
+    Raises:
+        CommandError: some are missing.
+    """
+    tasks = sorted({task for names in config.chosen_sets() for task in names})
+    given = {task: Path(config.adapters[task]).expanduser() for task in tasks if task in config.adapters}
+    rest = [task for task in tasks if task not in given]
+    paths = require_bundles(Path(config.paths.outputs), rest, config.lora.rank, config.seed)
+    return given | dict(zip(rest, paths, strict=True))
+
+
+def bundle_content(path: Path) -> str:
+    """sha256 over a bundle's factors, Grams and head: the same wherever it lies, another once it is trained anew."""
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")):
+        digest.update(file.name.encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def merged_contents(config: MergeConfig) -> dict[str, str]:
+    """``bundle_content`` of each bundle that a merge takes, by task.
+
+    Raises:
+        CommandError: some are missing.
+    """
+    return {task: bundle_content(path) for task, path in find_bundles(config).items()}
