@@ -27,10 +27,11 @@ from launch.provenance import provenance
 SCHEMA_VERSION = 1
 # Keys that do not decide the result: where it goes, how it is watched, which processor computes it, what else is told.
 NOT_HASHED = (
-    "paths", "logger", "resume", "sweep", "task.units", "task.subsets", "data.num_workers",
+    "paths", "logger", "resume", "task.units", "task.subsets", "data.num_workers",
     "trainer.accelerator", "trainer.strategy", "trainer.enable_progress_bar",
     "trainer.enable_model_summary", "trainer.log_every_n_steps", "trainer.profiler", "trainer.enable_autolog_hparams",
 )  # fmt: skip
+SETS_OF_SWEEP = ("sizes", "of", "including")  # keys of ``sweep`` that say what merge.py merges, where sizes are given
 
 
 class RunBusyError(UserError):
@@ -79,6 +80,7 @@ class Run:
 def content_hash(what: str, config: dict[str, Any], inputs: Mapping[str, str] | None = None) -> str:
     """Ten hex digits over the keys that decide the result; ``NOT_HASHED`` lists the others.
 
+    Of ``sweep`` counts what chooses the sets of a merge, and nothing where none are chosen there.
     A list of devices counts by its length: which ones does not matter, how many does (each gets its own batch).
 
     Args:
@@ -92,6 +94,9 @@ def content_hash(what: str, config: dict[str, Any], inputs: Mapping[str, str] | 
             node = node.get(parent) if isinstance(node, dict) else None
         if isinstance(node, dict):
             node.pop(last, None)
+    sweep = kept.pop("sweep", None) or {}
+    if sweep.get("sizes") is not None:
+        kept["sweep"] = {key: sweep.get(key) for key in SETS_OF_SWEEP}
     trainer = kept.get("trainer")
     if isinstance(trainer, dict) and isinstance(trainer.get("devices"), list):
         trainer["devices"] = len(trainer["devices"])

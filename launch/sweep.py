@@ -23,7 +23,8 @@ STATES = {
     "not started": "dim",
 }  # fmt: skip
 GOOD = ("done", "skipped")
-NOT_NAMED = ("resume", "paths", "logger", "sweep", "hydra")  # overrides that make no other sweep
+# Overrides, with all below them, that make no other sweep; the sets of merge.py (sweep=pairs, sweep.of) do.
+NOT_NAMED = ("resume", "paths", "logger", "sweep.name", "sweep.fail_fast", "hydra")
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,12 @@ class Record:
 def sweep_name(script: str, overrides: list[str]) -> str:
     """``<script>-<8 hex digits>`` over the overrides that make the sweep, in any order."""
     kept = [text.lstrip("+") for text in overrides]
-    kept = sorted(text for text in kept if text.split("=", 1)[0].replace("/", ".").split(".", 1)[0] not in NOT_NAMED)
+    kept = sorted(text for text in kept if not _is_not_named(text.partition("=")[0].replace("/", ".")))
     return f"{script}-{hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:8]}"
+
+
+def _is_not_named(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{name}.") for name in NOT_NAMED)
 
 
 def new_attempt(outputs: Path, name: str) -> Path:

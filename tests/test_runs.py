@@ -100,6 +100,32 @@ def test_the_hash_covers_what_decides_the_result(key, value, same):
     assert (content_hash("train", {**CONFIG, key: value}) == content_hash("train", CONFIG)) is same
 
 
+MERGE = {
+    "tasks": None,
+    "sweep": {"name": None, "fail_fast": False, "sizes": [2], "of": ["a", "b", "c"], "including": []},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"name": "x", "fail_fast": True}, True),
+        ({"of": ["a", "b", "d"]}, False),
+        ({"sizes": [3]}, False),
+        ({"including": ["a"]}, False),
+    ],
+)
+def test_the_hash_covers_the_sets_that_a_sweep_merges(changes, same):
+    other = {**MERGE, "sweep": MERGE["sweep"] | changes}
+    assert (content_hash("merge", other) == content_hash("merge", MERGE)) is same
+
+
+def test_a_sweep_that_chooses_no_sets_is_not_hashed():
+    single = {"tasks": ["a", "b"], "sweep": MERGE["sweep"] | {"sizes": None}}
+    assert content_hash("merge", single) == content_hash("merge", {"tasks": ["a", "b"]})
+    assert content_hash("train", CONFIG) == "219e334859"
+
+
 def test_the_hash_is_the_same_everywhere():
     assert content_hash("train", {"name": "ä", "lr": 0.001, "list": [1, None]}) == "e4ba6f0da3"
     assert content_hash("merge", {"name": "ä", "lr": 0.001, "list": [1, None]}) != "e4ba6f0da3"

@@ -104,6 +104,14 @@ def test_sweep_name_is_of_what_is_swept():
     assert name.startswith("train-")
 
 
+def test_sweeps_of_other_sets_have_other_names():
+    pairs = ["sweep=pairs", "merge=cat,gram"]
+    name = sweep_name("merge", pairs)
+    assert name == sweep_name("merge", [*pairs, "sweep.name=x", "++sweep.fail_fast=true"])
+    others = [["sweep=triples", "merge=cat,gram"], [*pairs, "sweep.of=[a,b,c]"], [*pairs, "sweep.including=[a]"]]
+    assert len({name, *(sweep_name("merge", other) for other in others)}) == 4
+
+
 def test_attempts_do_not_meet(tmp_path):
     assert [new_attempt(tmp_path, "x").name for _ in range(3)] == ["1", "2", "3"]
 
