@@ -33,6 +33,10 @@ NOT_HASHED = (
 )  # fmt: skip
 SETS_OF_SWEEP = ("sizes", "of", "including")  # keys of ``sweep`` that say what merge.py merges, where sizes are given
 
+# The first that is set says which process this is, as in Lightning: SLURM sets its own also where torchrun or Lightning
+# number the processes themselves.
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+
 
 class RunBusyError(UserError):
     """Another process works on this run."""
@@ -124,9 +128,10 @@ def describe_run(
 
 
 def is_main_process() -> bool:
-    """False in the processes that Lightning, torchrun or SLURM started beside the first of a distributed run."""
-    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
-    return all(rank in ("0", "") for rank in ranks)
+    """False in the processes that Lightning, torchrun, SLURM or LSF started beside the first of a distributed run."""
+    rank = next((os.environ[name] for name in RANKS if os.environ.get(name)), "0")
+    # where Lightning is started by hand on each node, only the node's number tells its first processes apart
+    return rank == "0" and os.environ.get("NODE_RANK", "0") in ("0", "")
 
 
 @contextlib.contextmanager

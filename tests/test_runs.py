@@ -12,7 +12,7 @@ import yaml
 from launch.errors import CommandError, UserError
 from launch.perform import Outcome, perform
 from launch.provenance import provenance
-from launch.runs import Run, claim, content_hash, describe_run, read_result, set_aside_path
+from launch.runs import RANKS, Run, claim, content_hash, describe_run, read_result, set_aside_path
 
 CONFIG = {
     "name": "leaves",
@@ -292,15 +292,53 @@ def test_a_claim_is_given_back(describe):
             pass
 
 
-@pytest.mark.parametrize("variable", ["LOCAL_RANK", "RANK", "NODE_RANK"])
-def test_further_processes_of_a_distributed_run_write_nothing(describe, monkeypatch, variable):
+@pytest.fixture
+def started_as(monkeypatch):
+    def set_only(variables: dict[str, str]) -> None:
+        for name in (*RANKS, "NODE_RANK"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_only
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"LOCAL_RANK": "1"},
+        {"RANK": "1"},
+        {"NODE_RANK": "1"},
+        {"NODE_RANK": "1", "LOCAL_RANK": "0"},
+        {"RANK": "8", "LOCAL_RANK": "0"},
+        {"SLURM_PROCID": "1"},
+        {"SLURM_PROCID": "1", "RANK": ""},
+        {"JSM_NAMESPACE_RANK": "1"},
+    ],
+)
+def test_further_processes_of_a_distributed_run_write_nothing(describe, started_as, variables):
+    started_as({})
     main = describe()
     main.path.mkdir(parents=True)
-    monkeypatch.setenv(variable, "1")
+    started_as(variables)
     with claim(main):  # the first process has it
         outcome = perform(describe(), done, [])
     assert outcome.state == "done"
     assert list(main.path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"SLURM_PROCID": "0"},
+        {"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "1"},
+        {"LOCAL_RANK": "0", "NODE_RANK": "0", "SLURM_PROCID": "1"},
+    ],
+)
+def test_the_first_process_keeps_the_run(describe, started_as, variables):
+    started_as(variables)
+    assert describe().is_main
 
 
 def test_outputs_in_place_of_a_file(tmp_path, describe):
