@@ -85,8 +85,9 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields an empty temporary sibling of ``path`` that takes its place when the block ends well.
 
-    An earlier folder of that name is kept until the new one is whole. Errors of the block that have nothing to do
-    with writing (an input that cannot be read) pass through unchanged; nothing is left behind either way.
+    An earlier folder of that name is kept until the new one is whole; of several writers at once the last one's stays.
+    Errors of the block that have nothing to do with writing (an input that cannot be read) pass through unchanged;
+    nothing is left behind either way.
 
     Raises:
         UserError: writing failed (read-only, disk full).
@@ -113,17 +114,26 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _replace_folder(new: Path, path: Path) -> None:
-    if not path.exists():
-        new.replace(path)
-        return
+    # Tried again while other writers are faster. A lock would do, but leave its file in every folder with outputs.
     old = new.with_suffix(".old")
-    path.replace(old)
+    while not _take_place(new, path, old):
+        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _take_place(new: Path, path: Path, old: Path) -> bool:
+    """Moves ``path`` to ``old`` and ``new`` to ``path``; False when another writer's folder was there by then."""
+    with contextlib.suppress(FileNotFoundError):  # nothing was there, or another writer has just moved it
+        path.replace(old)
     try:
         new.replace(path)
-    except OSError:
-        old.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        if old.exists():
+            old.replace(path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    return True
 
 
 def write_json(path: Path, content: Any) -> None:

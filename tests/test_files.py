@@ -91,6 +91,63 @@ def test_atomic_folder_replaces_as_a_whole(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
 
 
+@pytest.mark.parametrize("begins", ["a folder", "nothing"])
+@pytest.mark.parametrize("step", [0, 1])
+def test_of_two_writers_at_once_the_last_folder_stays_and_nothing_else(tmp_path, monkeypatch, begins, step):
+    """Another writer takes its turn as a whole right before one of the steps in which a folder is replaced."""
+    path, move, steps = tmp_path / "bundle", Path.replace, []
+
+    def write(name: str) -> None:
+        with atomic_folder(path) as folder:
+            (folder / name).write_text("")
+
+    def meet(source: Path, target: Path) -> Path:
+        steps.append(source)
+        if len(steps) == step + 1:
+            write("other")
+        return move(source, target)
+
+    if begins == "a folder":
+        write("earlier")
+    monkeypatch.setattr(Path, "replace", meet)
+    write("own")
+    monkeypatch.undo()
+    assert [file.name for file in path.iterdir()] == ["own"]
+    assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_folder_that_another_writer_has_just_moved_is_no_fault(tmp_path, monkeypatch):
+    path, move = tmp_path / "bundle", Path.replace
+    path.mkdir()
+
+    def meet(source: Path, target: Path) -> Path:
+        if source == path:
+            path.rmdir()
+        return move(source, target)
+
+    monkeypatch.setattr(Path, "replace", meet)
+    with atomic_folder(path) as folder:
+        (folder / "own").write_text("")
+    assert [file.name for file in path.iterdir()] == ["own"]
+
+
+def test_the_earlier_folder_is_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    path, move = tmp_path / "bundle", Path.replace
+    with atomic_folder(path) as folder:
+        (folder / "earlier").write_text("")
+
+    def fail(source: Path, target: Path) -> Path:
+        if source.suffix == ".tmp":
+            raise OSError(28, "No space left on device", str(source))
+        return move(source, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(UserError, match="the disk is full"), atomic_folder(path):
+        pass
+    assert [file.name for file in path.iterdir()] == ["earlier"]
+    assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
+
+
 @pytest.mark.parametrize("error", [ValueError("no"), FileNotFoundError(2, "No such file", "/input.jpg")])
 def test_atomic_folder_passes_errors_of_the_block_on(tmp_path, error):
     """A missing input is not a fault of writing; nothing of the new folder stays."""
