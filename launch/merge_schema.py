@@ -14,7 +14,6 @@ from launch.schema import Check, Logger, Name, Paths, Strict, Text
 from launch.signature import Argument, function_arguments
 
 GIVEN = ("deltas", "grams", "bench")  # arguments that a merge gets from us
-REALIGN = ("none", "linear", "deep")
 Realign = Literal["none", "linear", "deep"]
 Tasks = Annotated[list[Name], Field(min_length=1)]
 
