@@ -10,7 +10,7 @@ from pydantic import Field
 from launch import checks
 from launch.errors import nearest
 from launch.labels import digest, merge_settings, shipped_merges
-from launch.schema import Check, Logger, Name, Paths, Strict, Text
+from launch.schema import Check, Device, Logger, Name, Paths, Strict, Text
 from launch.signature import Argument, function_arguments
 
 GIVEN = ("deltas", "grams", "bench")  # arguments that a merge gets from us
@@ -147,7 +147,7 @@ class MergeConfig(Strict):
     adapters: dict[Name, Text] = Field(description="a mapping {task: folder of a bundle}")
     roots: dict[Name, Text] = Field(description="a mapping {task: folder of its data}")
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field(description="auto, 32-true or bf16-mixed")
-    device: Text = Field(description="auto, cpu, cuda, cuda:1, ...")
+    device: Device
     logger: Logger = Field(default_factory=Logger, description="logger=wandb, csv or tensorboard")
     resume: Literal["auto", "restart"] = Field(description="auto (skip what is done) or restart (do it anew)")
     paths: Paths

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from launch.merge_schema import MergedBackbone, Tasks
-from launch.schema import Check, Logger, Paths, Strict, Sweep, Text
+from launch.schema import Check, Device, Logger, Paths, Strict, Sweep, Text
 
 OUTPUTS = (".csv", ".jsonl", ".parquet")
 
@@ -33,7 +33,7 @@ class PredictConfig(Strict):
     max_pixels: int = Field(ge=1, description="a whole number of pixels, 1 or more")
     backbone: MergedBackbone
     precision: Literal["auto", "32-true", "bf16-mixed"] = Field(description="auto, 32-true or bf16-mixed")
-    device: Text = Field(description="auto, cpu, cuda, cuda:1, ...")
+    device: Device
     logger: Logger = Field(default_factory=Logger, description="logger=csv")
     sweep: Sweep
     paths: Paths

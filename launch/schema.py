@@ -26,6 +26,12 @@ Text = Annotated[str, BeforeValidator(_number_as_text), Field(min_length=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Strength = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[Text, Field(pattern=r"^[a-z0-9_]+$")]
+Device = Annotated[  # of higher or zero-led numbers torch makes others or an error of its own
+    str,
+    Field(
+        pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?)$", description="auto, cpu, mps, cuda or cuda:N (from cuda:0)"
+    ),
+]
 
 
 class Strict(BaseModel):

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from launch.merge_schema import MergedBackbone, Tasks
-from launch.schema import Check, Logger, Paths, Strict, Sweep, Text
+from launch.schema import Check, Device, Logger, Paths, Strict, Sweep, Text
 
 
 class ServeConfig(Strict):
@@ -20,7 +20,7 @@ class ServeConfig(Strict):
     max_megabytes: float = Field(gt=0, le=1000, description="megabytes of a picture's file, above 0, at most 1000")
     max_pixels: int = Field(ge=1, description="a whole number of pixels, 1 or more")
     backbone: MergedBackbone
-    device: Text = Field(description="auto, cpu, cuda, cuda:1, ...")
+    device: Device
     logger: Logger = Field(default_factory=Logger, description="logger=csv")
     sweep: Sweep
     paths: Paths

@@ -18,7 +18,7 @@ from torch import Tensor
 from datamodules.base import Source
 from datamodules.datamodule import ImageDataModule
 from launch.bundles import require_bundles
-from launch.errors import DataError
+from launch.errors import CommandError, DataError
 from launch.schema import Backbone as BackboneConfig
 from launch.schema import TrainConfig, Training
 from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
@@ -66,6 +66,26 @@ def autocast_type(precision: str, device: str) -> torch.dtype | None:
     """
     fast = resolve_precision(precision, "cpu" if device == "cpu" else "gpu") == "bf16-mixed"
     return torch.bfloat16 if fast else None
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of a name as configs have it; ``auto`` is the first GPU, or the processor.
+
+    Raises:
+        CommandError: this machine has no such device.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if gpus else "cpu")
+    device = torch.device(name)
+    there = {"cpu": 1, "cuda": gpus, "mps": int(torch.backends.mps.is_available())}[device.type]
+    if (device.index or 0) >= there:
+        others = [f"cuda:{number}" for number in range(gpus)] or ["cpu"]
+        raise CommandError(
+            f"device={name}: torch finds no such device on this machine. Take device=auto or device={others[0]}"
+            + (f" to {others[-1]}." if gpus > 1 else ".")
+        )
+    return device
 
 
 def build_backbone(config: BackboneConfig, cache: Path) -> tuple[VisionTransformer, dict[str, Any]]:

@@ -15,7 +15,7 @@ from launch.errors import CommandError, DataError, nearest
 from launch.predict_schema import PredictConfig
 from launch.progress import track
 from lightning_modules.backbone import hold_frozen_weights
-from lightning_modules.building import autocast_type
+from lightning_modules.building import autocast_type, chosen_device
 from merging.answer_files import answer_file
 from merging.answer_pictures import write_picture
 from merging.answers import Answered, Seen, answer, look, sights
@@ -34,9 +34,10 @@ def open_model(
     """A model on its device, with the tasks that were asked for alone.
 
     Raises:
-        CommandError: it has no such task.
+        CommandError: it has no such task, or this machine no such device.
         HubError: the Hub does not give it.
     """
+    device = chosen_device(device_name)
     model = load(resolve(path), weights, cache)
     for name in tasks or ():
         if name not in model.tasks:
@@ -45,7 +46,7 @@ def open_model(
     if tasks is not None:
         model.tasks = {name: view for name, view in model.tasks.items() if name in tasks}
         model.heads = torch.nn.ModuleDict({name: model.heads[name] for name in model.tasks})
-    return model.to(device_name if device_name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device)
 
 
 def predict(config: PredictConfig) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from launch.merge_schema import MergeConfig
 from launch.progress import track
 from launch.runs import Run
 from launch.schema import Backbone as BackboneConfig
-from lightning_modules.building import autocast_type, plain_backbone
+from lightning_modules.building import autocast_type, chosen_device, plain_backbone
 from lightning_modules.examples import log_examples
 from lightning_modules.model import MLPHead
 from lightning_modules.tracking import log_summary, log_table, open_loggers
@@ -210,7 +210,7 @@ def open_bench(config: MergeConfig, bundles: Mapping[str, Path]) -> Bench:
     heads = tuple((task, str(path)) for task, path in alone.items() if (path / CARD).is_file())
     return _open(
         tuple(bundles.items()), stamps, heads, tuple(config.roots.items()), config.backbone.weights,
-        str(Path(config.paths.outputs) / "cache"), config.precision, config.device,
+        str(Path(config.paths.outputs) / "cache"), config.precision, chosen_device(config.device),
     )  # fmt: skip
 
 
@@ -223,7 +223,7 @@ def _open(
     weights: str | None,
     cache: str,
     precision: str,
-    device_name: str,
+    device: torch.device,
 ) -> Bench:
     members = {task: read_member(path) for task, path in bundles}
     for member in members.values():
@@ -243,7 +243,6 @@ def _open(
             f"The backbone {made['name']} with weights {source} (fingerprint {card['fingerprint'][:12]}) is not the "
             f"one that {first.path} was trained on ({made['fingerprint'][:12]}). Give backbone.weights=FILE."
         )
-    device = torch.device(device_name if device_name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     dtype = autocast_type(precision, device.type)
     pretrained = timm.get_pretrained_cfg(made["name"]) or PretrainedCfg()
     places = dict(roots)
