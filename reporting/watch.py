@@ -87,7 +87,7 @@ def find_attempt(outputs: Path, name: str) -> Path:
     if name == LATEST and names:
         attempts = [path for path in place.glob("*/*") if path.name.isdigit()]
         if attempts:
-            return max(attempts, key=lambda path: (path.stat().st_mtime, int(path.name)))
+            return max(attempts, key=lambda path: (_begun(path), int(path.name)))
     attempts = [path for path in (place / name).glob("*") if path.name.isdigit()] if name in names else []
     if not attempts:
         known = f" Known: {', '.join(names)}." if names else " None was started yet: python train.py -m ..."
@@ -100,16 +100,16 @@ def look(outputs: Path, folder: Path) -> View:
     records, plan = read_records(folder), read_plan(folder)
     ended = {record.job for record in records}
     waiting = {tuple(command): label for job, (label, command) in enumerate(plan) if job not in ended}
-    running, lost = [], []
+    running, lost, begun = [], [], int(_begun(folder))  # whole seconds, as the runs' states tell them
     for file in sorted((outputs / "runs").glob("*/status.json")):
         status = _read(file)
         label = waiting.get(tuple(status.get("command") or ()))
         if label is None or status.get("state") != "running":
             continue
-        if _is_dead(status):
+        if not _is_dead(status):
+            running.append((label, max(0.0, time.time() - _stamp(status))))
+        elif _stamp(status) >= begun:  # what was killed in an earlier attempt waits in this one
             lost.append(label)
-        else:
-            running.append((label, _seconds_since(str(status.get("started")))))
     has_summary = (folder / "summary.json").exists()
     return View(
         folder.parent.name, folder, records, [label for label, _ in plan], running, lost, has_summary
@@ -157,6 +157,12 @@ def best_records(records: list[Record]) -> list[Record]:
     return list(best.values())
 
 
+def _begun(folder: Path) -> float:
+    """When an attempt began: its plan is written once, while each job's record changes the folder."""
+    plan = folder / "plan.json"
+    return (plan if plan.exists() else folder).stat().st_mtime
+
+
 def _task(record: Record) -> str:
     given = [text.partition("=")[2] for text in record.command if text.startswith(("task=", "name="))]
     return " ".join(given)
@@ -202,10 +208,9 @@ def _is_dead(status: dict[str, Any]) -> bool:
     return False
 
 
-def _seconds_since(started: str) -> float:
+def _stamp(status: dict[str, Any]) -> float:
+    """When a run began; now, where its state does not tell."""
     try:
-        return max(
-            0.0, (datetime.datetime.now().astimezone() - datetime.datetime.fromisoformat(started)).total_seconds()
-        )
-    except (ValueError, TypeError):
-        return 0.0
+        return datetime.datetime.fromisoformat(str(status.get("started"))).timestamp()
+    except ValueError:
+        return time.time()

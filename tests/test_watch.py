@@ -1,5 +1,6 @@
 """The live view of a sweep, on drawn records and on a real sweep."""
 
+import datetime
 import io
 import json
 import os
@@ -20,11 +21,13 @@ JOB = Path(__file__).with_name("launch_job.py")
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Six jobs: two done (10 s each), one failed, one running, one killed, one waiting."""
+    """Six jobs, begun two hours ago: two done (10 s each), one failed, one running, one killed, one waiting."""
     folder = tmp_path / "sweeps" / "table1" / "1"
     folder.mkdir(parents=True)
     labels = [(f"lora.rank={rank}", ["python", "train.py", "task=galaxy", f"lora.rank={rank}"]) for rank in range(6)]
     write_plan(folder, labels)
+    hour_ago = datetime.datetime.now().astimezone() - datetime.timedelta(hours=1)
+    os.utime(folder / "plan.json", (hour_ago.timestamp() - 3600,) * 2)
     for job, state, score in ((0, "done", 0.7), (1, "done", 0.8), (2, "failed", None)):
         error = "ValueError: three is bad\nmore" if state == "failed" else None
         label, command = labels[job]
@@ -38,8 +41,8 @@ def sweep(tmp_path):
         run = tmp_path / "runs" / f"train-{job}"
         run.mkdir(parents=True)
         status = {
-            "state": "running", "started": "2026-01-01T00:00:00+00:00", "pid": pid, "host": socket.gethostname(),
-            "command": labels[job][1],
+            "state": "running", "started": hour_ago.isoformat(timespec="seconds"), "pid": pid,
+            "host": socket.gethostname(), "command": labels[job][1],
         }  # fmt: skip
         (run / "status.json").write_text(json.dumps(status))
     return folder
@@ -64,6 +67,13 @@ def test_every_job_is_in_its_place(tmp_path, sweep):
     ):  # fmt: skip
         assert part in text
     assert "more" not in text
+
+
+def test_what_an_earlier_attempt_left_running_waits_again(tmp_path, sweep):
+    (sweep / "plan.json").touch()  # this attempt begins only now
+    view = look(tmp_path, sweep)
+    assert view.lost == []
+    assert [label for label, _ in view.running] == ["lora.rank=3"]  # its process is alive
 
 
 def test_the_end(tmp_path, sweep):
@@ -102,6 +112,10 @@ def test_the_newest_attempt_and_the_latest_sweep(tmp_path, sweep):
     os.utime(other, (2e9, 2e9))
     assert find_attempt(tmp_path, "table1").name == "10"
     assert find_attempt(tmp_path, "latest") == other
+    write_plan(other, [])
+    os.utime(other / "plan.json", (1e9, 1e9))
+    os.utime(other, (2e9, 2e9))  # as a job's record does that comes late
+    assert find_attempt(tmp_path, "latest").parent.name == "table1"
     with pytest.raises(CommandError, match=r"Did you mean 'table1'\? Known: pairs, table1"):
         find_attempt(tmp_path, "tabel1")
 
