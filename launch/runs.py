@@ -27,7 +27,7 @@ from launch.provenance import provenance
 SCHEMA_VERSION = 1
 # Keys that do not decide the result: where it goes, how it is watched, which processor computes it, what else is told.
 NOT_HASHED = (
-    "paths", "logger", "resume", "task.units", "task.subsets", "data.num_workers",
+    "paths", "logger", "resume", "device", "task.units", "task.subsets", "data.num_workers",
     "trainer.accelerator", "trainer.strategy", "trainer.enable_progress_bar",
     "trainer.enable_model_summary", "trainer.log_every_n_steps", "trainer.profiler", "trainer.enable_autolog_hparams",
 )  # fmt: skip

@@ -205,12 +205,13 @@ def _set_table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def open_bench(config: MergeConfig, bundles: Mapping[str, Path]) -> Bench:
     """The workbench of a config; the jobs of one sweep in one process share it."""
+    device = chosen_device(config.device)
     alone = {task: bundle_path(Path(config.paths.outputs), task, 0, config.seed) for task in bundles}
     stamps = tuple((str(path), (path / CARD).stat().st_mtime_ns) for path in bundles.values())
     heads = tuple((task, str(path)) for task, path in alone.items() if (path / CARD).is_file())
     return _open(
         tuple(bundles.items()), stamps, heads, tuple(config.roots.items()), config.backbone.weights,
-        str(Path(config.paths.outputs) / "cache"), config.precision, chosen_device(config.device),
+        str(Path(config.paths.outputs) / "cache"), config.precision, device,
     )  # fmt: skip
 
 

@@ -6,17 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-import merge
 from launch.app import CONF
 from launch.compose import Composer
 from launch.config import find_faults
 from launch.errors import CommandError
 from launch.merge_schema import MergeConfig
 from launch.predict_schema import PredictConfig
-from launch.runs import describe_run
 from launch.serve_schema import ServeConfig
 from lightning_modules.building import chosen_device
 from merging.predicting import open_model
+from merging.run import open_bench
 from tests.merge_runs import merge_config, merge_process
 
 SCRIPTS = {
@@ -91,10 +90,10 @@ def test_a_device_that_is_not_there_names_those_that_are(machine: Any, name: str
     assert str(caught.value) == f"device={name}: torch finds no such device on this machine. Take {way_out}"
 
 
-def test_the_device_is_looked_for_before_models_and_adapters(machine: Any, tmp_path: Path) -> None:
+def test_the_device_is_looked_for_before_anything_is_read(machine: Any, tmp_path: Path) -> None:
     machine()
     with pytest.raises(CommandError, match="device=cuda: "):
         open_model(str(tmp_path / "absent"), None, None, "cuda", tmp_path)
     config = merge_config([f"paths.outputs={tmp_path}", "tasks=[absent]", "device=cuda"])
     with pytest.raises(CommandError, match="device=cuda: "):
-        merge.job(config, describe_run("merge", config.title, config.model_dump(mode="json", by_alias=True)))
+        open_bench(config, {"absent": tmp_path / "absent"})
