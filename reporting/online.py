@@ -4,13 +4,14 @@ The panels are those of the page. W&B draws curves and scatter plots from the ru
 those are pictures.
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 from launch.account import logged_in, wandb_mode
 from launch.errors import UserError
 from reporting.frames import frame
-from reporting.rows import MERGE_COLUMNS, MERGE_FURTHER, TRAIN_COLUMNS, Collected, method_label, primary_metrics
+from reporting.rows import MERGE_COLUMNS, MERGE_FURTHER, TRAIN_COLUMNS, Collected, Row, method_label, primary_metrics
 from reporting.summaries import means, own_metric
 
 NEEDED = "pip install -e '.[wandb]'"
@@ -94,11 +95,28 @@ def log_report(found: Collected, folder: Path, run: Any) -> None:
     summary = {f"retention/{name}": mean.mean for name, mean in means(kept, method_label).items()}
     if summary:
         summary["retention/best"] = max(summary.values())
+    run.summary.update(summary | alone_means(found))
+
+
+def alone_means(found: Collected) -> dict[str, float]:
+    """Mean test score over seeds of adapters that were trained alike, in each task's own metric.
+
+    Plain ones are ``alone/<task>/r<rank>``. Behind it, in brackets, stands what else tells them apart: data and
+    backbone where the task was trained on several, and ``lora`` where it is not the default one:
+    ``alone/galaxy/r16 (galaxy10, max_norm=0.1)``.
+    """
     primary = primary_metrics(found)
     alone = [row for row in found.trains if row["metric"] == primary[row["task"]]]
-    for (task, rank), mean in means(alone, lambda row: (row["task"], row["rank"]), "score").items():
-        summary[f"alone/{task}/r{rank}"] = mean.mean
-    run.summary.update(summary)
+    kinds: dict[tuple[str, str], set[str]] = {}
+    for row, name in itertools.product(alone, ("data", "backbone")):
+        kinds.setdefault((row["task"], name), set()).add(row[name])
+
+    def key(row: Row) -> str:
+        told = [row[name] for name in ("data", "backbone") if len(kinds[row["task"], name]) > 1]
+        told += [row["lora"]] if row["lora"] else []
+        return f"alone/{row['task']}/r{row['rank']}" + (f" ({', '.join(told)})" if told else "")
+
+    return {name: mean.mean for name, mean in means(alone, key, "score").items()}
 
 
 def sections(found: Collected) -> dict[str, list[Any]]:

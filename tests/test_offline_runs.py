@@ -9,8 +9,8 @@ from PIL import Image
 from lightning_modules.tracking import log_picture, log_summary, log_table, open_loggers
 from reporting.load import collect
 from reporting.making import write_report
-from reporting.online import build_report, build_workspace, log_report, sections
-from tests.report_rows import TASKS, merge_rows, write_outputs
+from reporting.online import alone_means, build_report, build_workspace, log_report, sections
+from tests.report_rows import TASKS, merge_rows, write_outputs, write_train_run
 from tests.runs import leaves, train_here
 from tests.wandb_file import artifact, config, history, read_records, summary
 
@@ -126,3 +126,22 @@ def test_workspace_and_report_have_the_pages_panels(report, monkeypatch):
             assert part in text
         for task, (metric, _) in TASKS.items():
             assert f"val/{task}/{metric}" in text
+
+
+def test_adapters_trained_otherwise_have_a_mean_of_their_own(tmp_path):
+    for seed, score in ((0, 0.8), (1, 0.9)):
+        write_train_run(tmp_path, "galaxy", 16, seed, score=score)
+        write_train_run(tmp_path, "emotion", 16, seed, score=score)
+    capped = {"rank": 16, "max_norm": 0.1}
+    write_train_run(tmp_path, "galaxy", 16, score=0.5, lora=capped, hash="1" * 10)
+    write_train_run(tmp_path, "emotion", 16, score=0.4, data={"name": "faces"}, hash="2" * 10)
+    write_train_run(tmp_path, "emotion", 16, score=0.3, data={"name": "faces"}, lora=capped, hash="3" * 10)
+    assert alone_means(collect([tmp_path])) == pytest.approx(
+        {
+            "alone/galaxy/r16": 0.85,
+            "alone/galaxy/r16 (max_norm=0.1)": 0.5,
+            "alone/emotion/r16 (drawn_emotion)": 0.85,
+            "alone/emotion/r16 (faces)": 0.4,
+            "alone/emotion/r16 (faces, max_norm=0.1)": 0.3,
+        }
+    )

@@ -211,6 +211,24 @@ def test_long_names_stay_inside_and_of_many_methods_the_first_are_drawn(window, 
     assert window.execute_script(series) == len(methods)
 
 
+def test_adapters_trained_otherwise_have_a_line_of_their_own(window, tmp_path):
+    for seed, score in ((0, 0.8), (1, 0.9)):
+        write_train_run(tmp_path / "outputs", "galaxy", 16, seed, score=score)
+    capped = {"rank": 16, "max_norm": 0.05}
+    write_train_run(tmp_path / "outputs", "galaxy", 16, score=0.5, lora=capped, hash="7" * 10)
+    write_report(collect([tmp_path / "outputs"]), tmp_path / "all", ["html"], ["outputs"])
+    window.get((tmp_path / "all" / "report.html").as_uri())
+    drawn = window.execute_script(
+        "return [...document.querySelectorAll('#figure-alone [data-series]')]"
+        ".map(g => [g.dataset.series, Number(g.querySelector('[data-value]').dataset.value)])"
+    )
+    place = "drawn_galaxy, vit_tiny_patch16_224@112"
+    assert dict(drawn) == {place: pytest.approx(0.85), f"{place} (max_norm=0.05)": pytest.approx(0.5)}
+    mark = "#figure-alone [data-series$='(max_norm=0.05)'] [data-value]"
+    window.execute_script("document.querySelector(arguments[0]).dispatchEvent(new MouseEvent('click'))", mark)
+    assert "max_norm=0.05" in window.find_element("css selector", "#details-body table").text
+
+
 def test_names_cannot_leave_the_json(window, tmp_path):
     rows = merge_rows(2)
     for row in rows:

@@ -67,13 +67,13 @@ function methodCurve(column, xLabel, title) {
   };
 }
 
-/** Panels, one a task: score against rank of the adapters alone. */
+/** Panels, one a task: score against rank of the adapters alone, a line for each way of training them. */
 function aloneFigure({ alone }, width) {
   const panels = [...groups(alone, (row) => `${row.task}, ${row.metric}`).entries()].sort(([a], [b]) => a.localeCompare(b));
   if (!panels.length) return [];
   const each = width < 620 ? width : Math.floor((width - 44) / 3);
   return [element("div", { class: "panels" }, ...panels.map(([name, rows]) => {
-    const places = groups(rows, (row) => `${row.data}, ${row.backbone}`);
+    const places = groups(rows, (row) => `${row.data}, ${row.backbone}${row.lora ? ` (${row.lora})` : ""}`);
     const series = [...places.entries()].map(([place, mine], index) => ({
       name: place, look: style(index), line: true,
       points: [...groups(mine, (row) => row.rank).entries()].sort(([a], [b]) => a - b).map(([rank, same]) => {
