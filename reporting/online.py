@@ -56,11 +56,12 @@ def publish(found: Collected, folder: Path, project: str, entity: str | None) ->
         run = wandb.init(
             project=project, entity=entity, name=f"report-{folder.name}", job_type="report", dir=str(folder)
         )
-        entity = run.entity
+        entity, exit_code = run.entity, 1
         try:
             log_report(found, folder, run)
+            exit_code = 0
         finally:
-            run.finish()
+            run.finish(exit_code=exit_code)
         space = build_workspace(found, project, entity)
         space.save()
         page = build_report(found, project, entity)

@@ -1,5 +1,6 @@
 """What W&B is told offline, read back from the ``.wandb`` file: a training, a merge sweep, a report."""
 
+import functools
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import wandb
 from PIL import Image
 
 from lightning_modules.tracking import log_picture, log_summary, log_table, open_loggers
+from reporting import online
 from reporting.load import collect
 from reporting.making import write_report
 from reporting.online import alone_means, build_report, build_workspace, log_report, sections
@@ -103,6 +105,18 @@ def test_the_reports_own_run_holds_tables_figures_and_page(report, tmp_path):
     kept = [row["retention"] for row in merge_rows(60)]
     assert final["retention/cat"] == pytest.approx(sum(kept) / 60) == final["retention/best"]
     assert final["alone/galaxy/r0"] == pytest.approx(0.8 * 0.8)
+
+
+def test_a_report_that_fails_while_logging_is_told_as_failed(report, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(wandb, "init", functools.partial(wandb.init, mode="offline"))
+    monkeypatch.setattr(online, "log_report", fail)
+    with pytest.raises(ZeroDivisionError):
+        online.publish(*report, "test", None)
+    _, records = read_records(report[1])
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [1]
 
 
 def test_workspace_and_report_have_the_pages_panels(report, monkeypatch):
