@@ -85,10 +85,17 @@ def merge_row(given: Mapping[str, Any]) -> Row:
         raise RowError(f"task={row['task']} is no member of set={row['set']}")
     row["set"], row["tasks"] = "+".join(sorted(members)), len(members)
     row["realign"] = row["realign"] or "none"
-    if row["retention"] is None and row["single"] and row["score"]:
-        higher = higher_is_better(row["metric"])
-        row["retention"] = row["score"] / row["single"] if higher else row["single"] / row["score"]
+    if row["retention"] is None and row["single"] is not None:
+        row["retention"] = _retention(row["metric"], row["score"], row["single"])
     return row
+
+
+def _retention(metric: str, score: float, single: float) -> float | None:
+    """As ``merging.paired.retention``, which needs torch; what is infinite there is None."""
+    above, below = (score, single) if higher_is_better(metric) else (single, score)
+    if below == 0:
+        return 1.0 if above == 0 else None
+    return above / below
 
 
 def merge_rows(given: Mapping[str, Any]) -> Iterator[Row]:

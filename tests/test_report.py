@@ -106,6 +106,9 @@ def test_retention_is_worked_out_when_it_is_missing():
     lower = merge_row(row | {"metric": "rmse", "score": 1.0, "single": 0.8})
     assert (higher["retention"], lower["retention"]) == (pytest.approx(0.75), pytest.approx(0.8))
     assert (higher["set"], higher["tasks"], higher["realign"], higher["rank"]) == ("a+b", 2, "none", 16)
+    zeros = [("accuracy", 0, 0.8, 0.0), ("accuracy", 0.6, 0, None), ("rmse", 0, 0.8, None), ("nme", 0.6, 0, 0.0)]
+    for metric, score, single, kept in [*zeros, ("accuracy", 0, 0, 1.0)]:
+        assert merge_row(row | {"metric": metric, "score": score, "single": single})["retention"] == kept
     with pytest.raises(RowError, match="score=nan is not finite"):
         merge_row(row | {"metric": "rmse", "score": "nan"})
     with pytest.raises(RowError, match=r"rank=1\.5 is no whole number"):
