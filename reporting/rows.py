@@ -165,15 +165,16 @@ def fill_retention(merges: Iterable[Row], trains: Sequence[Row]) -> Iterator[Row
 
     A joint row of N tasks is compared with adapters of 1/N of its rank, which merge to the same total; where there are
     none, of its own rank. A head's row becomes one for each rank. Rows stay as they are where not just one adapter has
-    the backbone, rank, seed and metric.
+    the data, backbone, rank, seed and metric.
     """
-    alone: dict[tuple[Any, ...], list[float]] = {}
+    alone: dict[tuple[Any, ...], list[Row]] = {}
     for row in trains:
-        alone.setdefault(_measured(row), []).append(row["score"])
+        alone.setdefault(_measured(row), []).append(row)
     ranks = sorted({row["rank"] for row in trains if row["rank"]})
 
     def score(row: Row, rank: int) -> float | None:
-        found = alone.get(_measured(row | {"rank": rank}), [])
+        data = row["data"].split("+")  # a joint row names the data of all its members
+        found = [one["score"] for one in alone.get(_measured(row | {"rank": rank}), []) if one["data"] in data]
         return found[0] if len(found) == 1 else None
 
     def told(row: Row, asked: Iterable[int]) -> Iterator[Row]:

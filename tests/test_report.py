@@ -137,7 +137,7 @@ def test_a_merges_other_metrics_are_rows_of_their_own(tmp_path):
 def test_a_joint_training_stands_beside_the_merges(tmp_path):
     write_train_run(tmp_path, "galaxy", 16, score=0.8, metrics={"accuracy": 0.8, "macro_f1": 0.7})
     parts = {
-        name: {"data": {"name": name}, "metric": metric, "score": score, "metrics": {metric: score, **more}}
+        name: {"data": {"name": f"drawn_{name}"}, "metric": metric, "score": score, "metrics": {metric: score, **more}}
         for name, metric, score, more in (
             ("galaxy", "accuracy", 0.6, {"macro_f1": 0.56}),
             ("age_regression", "rmse", 1.0, {"rmse_years": 10.0}),
@@ -186,6 +186,27 @@ def test_a_head_on_deep_features_stands_beside_the_merges_at_each_rank(tmp_path)
     assert [row["retention"] for row in found.merges] == [pytest.approx(0.9), pytest.approx(0.8)]
     write_train_run(tmp_path, "galaxy", 64, score=0.7, hash="6" * 10)  # which of the two is meant is not known
     assert [row["rank"] for row in collect([tmp_path]).merges] == [16]
+
+
+def test_adapters_of_other_data_are_not_compared_with(tmp_path):
+    for name, score in (("drawn_galaxy", 0.8), ("galaxy10", 0.4)):
+        write_train_run(tmp_path, "galaxy", 16, score=score, data={"name": name}, hash=f"{name:.10}")
+    head = {"features": "deep", "score": 0.6, "metrics": {"accuracy": 0.6}}
+    write_train_run(tmp_path, "galaxy", 0, **head, data={"name": "galaxy10"}, hash="1" * 10)
+    write_train_run(tmp_path, "galaxy", 0, **head, data={"name": "galaxy_gz1"}, hash="2" * 10)
+    part = {"metric": "accuracy", "score": 0.6, "metrics": {"accuracy": 0.6}}
+    parts = {
+        name: part | {"data": {"name": data}}
+        for name, data in (("galaxy", "drawn_galaxy"), ("emotion", "drawn_emotion"))
+    }
+    write_train_run(tmp_path, "galaxy", 32, tasks=parts, metric="skill", balance="relative", hash="3" * 10)
+    told = {(row["method"], row["data"]): row for row in collect([tmp_path]).merges if row["task"] == "galaxy"}
+    assert {key: row["single"] for key, row in told.items()} == {
+        ("head_only", "galaxy10"): 0.4,
+        ("head_only", "galaxy_gz1"): None,
+        ("joint", "drawn_emotion+drawn_galaxy"): 0.8,
+    }
+    assert told["joint", "drawn_emotion+drawn_galaxy"]["retention"] == pytest.approx(0.75)
 
 
 def test_the_studys_numbers_are_all_in_the_tables(tmp_path):
