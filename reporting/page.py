@@ -27,7 +27,7 @@ from reporting.tables import NOTE, Cell, Table
 
 ASSETS = Path(__file__).with_name("assets")
 SCRIPTS = ("base.js", "charts.js", "figures.js", "controls.js")
-MAX_CURVES, MAX_EXAMPLES = 400, 48  # what keeps the page below 5 MB
+ROOM = {"curves": ("task", 400), "refinements": ("set", 400), "examples": ("task", 48)}  # keeps the page below 5 MB
 ORIGIN_COLUMNS = ("run", "hash", "commit", "data_fingerprint", "backbone_fingerprint")  # of rows in CSV files
 FIRST_STEPS = (
     ("Draw small stand-ins for the datasets and train on them, in minutes, without a GPU", "make demo"),
@@ -51,7 +51,7 @@ def build_page(found: Collected, tables: list[Table], looked_in: list[str], made
         "start": _start(looked_in) if found.empty else "",
         "tiles": _tiles(found),
         "study": f'<p class="caption">{html.escape(NOTE)}</p>' + "\n".join(_table(table) for table in tables),
-        "left_out": _left_out(found.left_out),
+        "left_out": _left_out([*found.left_out, *_cut(found)]),
         "data": _json(payload(found)),
         "script": "\n".join(_asset(name) for name in SCRIPTS),
     }
@@ -70,13 +70,31 @@ def payload(found: Collected) -> dict[str, Any]:
         "trains": _columns(found.trains, train_columns),
         "origins": origins,
         "config": base,
-        "curves": found.curves[:MAX_CURVES],
-        "refinements": found.refinements[:MAX_CURVES],
-        "examples": found.examples[:MAX_EXAMPLES],
+        **{kind: _in_turn(getattr(found, kind), key, room) for kind, (key, room) in ROOM.items()},
         "primary": primary_metrics(found),
         "higher": {row["metric"]: higher_is_better(row["metric"]) for row in [*found.trains, *found.merges]},
         "studyMethod": STUDY_METHOD,
     }
+
+
+def _in_turn(items: list[dict[str, Any]], key: str, room: int) -> list[dict[str, Any]]:
+    """``room`` of the items in their own order: the first of each value of ``key``, then the second of each."""
+    earlier: Counter[str] = Counter()
+    turns = []
+    for place, item in enumerate(items):
+        turns.append((earlier[item[key]], place))
+        earlier[item[key]] += 1
+    return [items[place] for place in sorted(place for _, place in sorted(turns)[:room])]
+
+
+def _cut(found: Collected) -> list[tuple[str, str]]:
+    """What the page has no room for, told as ``Collected.left_out`` tells it."""
+    counts = [(kind, key, room, len(getattr(found, kind))) for kind, (key, room) in ROOM.items()]
+    return [
+        ("report.html", f"{number - room} of {number} {kind}: the page has room for {room}, each {key}'s in turn")
+        for kind, key, room, number in counts
+        if number > room
+    ]
 
 
 def _columns(rows: list[Row], wanted: Iterable[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a report collects, what it leaves out and why, and the study's tables with ours beside."""
 
 import json
+from collections import Counter
 
 import pandas as pd
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from launch.errors import UserError
 from reporting.load import collect
 from reporting.making import write_report
-from reporting.rows import RowError, merge_row, method_label, primary_metrics, train_rows
+from reporting.page import build_page, payload
+from reporting.rows import Collected, RowError, merge_row, method_label, primary_metrics, train_rows
 from reporting.study import study_numbers
 from reporting.summaries import front, means, own_metric, pairs
 from reporting.tables import study_tables, to_markdown
@@ -160,6 +162,26 @@ def test_a_joint_training_stands_beside_the_merges(tmp_path):
     write_train_run(tmp_path, "galaxy", 0, score=0.5)
     told = {(row["single"], row["head_only"]) for row in collect([tmp_path]).merges if row["metric"] == "accuracy"}
     assert told == {(0.75, 0.5)}
+
+
+def test_what_the_page_has_no_room_for_is_told_and_every_task_is_on_it():
+    item = {"rank": 16, "seed": 0, "data": "d", "backbone": "b", "origin": 0}
+    found = Collected(
+        curves=[item | {"task": task, "points": [[1, number]]} for task in "abc" for number in range(300)],
+        refinements=[item | {"set": members, "points": [[1, 1]]} for members in ("a+b", "b+c") for _ in range(399)],
+        examples=[item | {"task": "a", "image": number} for number in range(60)] + [item | {"task": "b", "image": 60}],
+    )
+    given = payload(found)
+    assert Counter(curve["task"] for curve in given["curves"]) == {"a": 134, "b": 133, "c": 133}
+    assert [curve["points"][0][1] for curve in given["curves"]] == [*range(134), *range(133), *range(133)]
+    assert Counter(curve["set"] for curve in given["refinements"]) == {"a+b": 200, "b+c": 200}
+    assert [example["image"] for example in given["examples"]] == [*range(47), 60]
+    page = build_page(found, [], ["outputs"], {"time": "now", "commit": None})
+    for text in ("500 of 900 curves", "398 of 798 refinements", "13 of 61 examples: the page has room for 48"):
+        assert f"<td>{text}" in page
+    assert "Nothing: everything" not in page
+    found = Collected(examples=found.examples[:48])
+    assert "Nothing: everything" in build_page(found, [], ["outputs"], {"time": "now", "commit": None})
 
 
 def test_adapters_trained_otherwise_have_lines_of_their_own(tmp_path):
