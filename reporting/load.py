@@ -80,7 +80,14 @@ def _add_run(found: Collected, run: Path, seen: set[tuple[Any, ...]]) -> None:
         found.curves += read_curves(run, result, number)
     else:
         found.refinements += refinement_curves(result, number)
-    found.examples += read_examples(run, number, found.left_out)
+    found.examples += [_placed(item, rows) for item in read_examples(run, number, found.left_out)]
+
+
+def _placed(example: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
+    """An example with what its task's first row of the same run says of it, so that filters reach it."""
+    row = next((row for row in rows if row["task"] == example["task"]), {})
+    names = ("data", "backbone", "set", "method", "realign", "rank", "seed")
+    return {**example, **{name: row.get(name) for name in names if example.get(name) is None}}
 
 
 def _rows_of_result(result: dict[str, Any]) -> tuple[str, list[Row]]:

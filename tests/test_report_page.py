@@ -1,5 +1,6 @@
 """The page in headless Chromium: no console error, every figure drawn, filters that filter, numbers as in the CSV."""
 
+import shutil
 import time
 
 import pandas as pd
@@ -155,6 +156,25 @@ def test_a_number_opens_its_source(page):
     page.execute_script("arguments[0].querySelectorAll('details').forEach(d => { d.open = true; })", body)
     for part in ("d" * 64, "optimizer.lr: 0.0005", "lora.rank: 16", "c0ffee"):
         assert part in body.text
+
+
+def test_filters_reach_the_examples(window, tmp_path):
+    rows = [row for row in merge_rows(300) if row["task"] in ("galaxy", "landmarks")]
+    write_merge_run(tmp_path / "outputs", [row for row in rows if row["rank"] == 16])
+    run = write_train_run(tmp_path / "outputs", "galaxy", 64)
+    head = write_train_run(tmp_path / "outputs", "galaxy", 0, features="deep")
+    for folder in (run, head):
+        shutil.copytree(next((tmp_path / "outputs/runs").glob("merge-*")) / "examples", folder / "examples")
+        (folder / "examples/examples.json").write_text('[{"task": "galaxy", "image": "0.png", "target": "spiral"}]')
+    write_report(collect([tmp_path / "outputs"]), tmp_path / "all", ["html"], ["outputs"])
+    window.get((tmp_path / "all" / "report.html").as_uri())
+    shown = "return [...document.querySelectorAll('#figure-examples figcaption b')].map(b => b.textContent)"
+    assert window.execute_script(shown) == ["galaxy", "landmarks", "galaxy", "galaxy"]
+    choose(window, "rank", 64)
+    assert window.execute_script(shown) == ["galaxy"]
+    choose(window, "data", "drawn_landmarks")
+    assert window.execute_script(shown) == []
+    assert window.find_element("css selector", "#figure-examples .none").text == "Nothing under these filters."
 
 
 def test_left_out_and_hostile_names_are_shown_as_text(report, page):

@@ -14,13 +14,15 @@ const table = { kind: MERGES.length ? "merge" : "train", column: null, down: tru
 let ownMetric = true;
 const isOwn = (row) => row.metric === DATA.primary[row.task];
 
-const isChosen = (row, name) => !known(row[name]) || chosen[name].has(row[name]);
+/* A filter that leaves all of the rows' values leaves everything, also curves and examples with a value of no row. */
+const isWhole = (name) => chosen[name].size === valuesOf[name].length;
+const isChosen = (row, name) => !known(row[name]) || isWhole(name) || chosen[name].has(row[name]);
 const passes = (row) => FILTERS.every((name) => (name === "metric" && ownMetric) || isChosen(row, name)) && (!ownMetric || isOwn(row));
 const passesAll = (row) => FILTERS.every((name) => isChosen(row, name));
 
 function filtered() {
   const merges = MERGES.filter(passes);
-  return { merges, kept: merges.filter((row) => known(row.retention)), alone: TRAINS.filter(passes), curves: DATA.curves.filter(passes), refinements: DATA.refinements.filter(passesAll) };
+  return { merges, kept: merges.filter((row) => known(row.retention)), alone: TRAINS.filter(passes), curves: DATA.curves.filter(passes), refinements: DATA.refinements.filter(passesAll), examples: DATA.examples.filter(passesAll) };
 }
 
 function readAddress() {
@@ -33,7 +35,7 @@ function readAddress() {
 }
 
 function writeAddress() {
-  const parts = FILTERS.filter((name) => (name === "metric" ? !ownMetric : chosen[name].size < valuesOf[name].length))
+  const parts = FILTERS.filter((name) => (name === "metric" ? !ownMetric : !isWhole(name)))
     .map((name) => `${name}=${encodeURIComponent([...chosen[name]].join("|"))}`);
   try { history.replaceState(null, "", parts.length ? `#${parts.join("&")}` : location.pathname + location.search); } catch { /* some browsers refuse it for files */ }
 }
@@ -65,7 +67,7 @@ function filterBox(name) {
   });
   choices.prepend(element("div", { class: "tabs" }, all, none));
   box.refresh = () => {
-    const own = name === "metric" && ownMetric, whole = chosen[name].size === values.length;
+    const own = name === "metric" && ownMetric, whole = isWhole(name);
     inputs.forEach((input, place) => { input.checked = chosen[name].has(values[place]); });
     const text = own ? "each task's own" : whole ? "all" : [...chosen[name]].join(", ") || "none";
     summaryNode.replaceChildren(`${name}: `, element("b", {}, text));
@@ -108,7 +110,7 @@ function buildFigures() {
 }
 
 function emptyText(figure, rows) {
-  if (figure.id === "examples") return "No run left example pictures.";
+  if (figure.id === "examples") return DATA.examples.length ? "Nothing under these filters." : "No run left example pictures.";
   if (figure.id === "curves") return DATA.curves.length ? "Nothing under these filters." : "No training run lies in these folders: python train.py task=galaxy lora.rank=16";
   const all = figure.merge ? MERGES : TRAINS;
   if (all.length && !(figure.merge ? rows.kept : rows.alone).length) return "Nothing under these filters.";

@@ -163,11 +163,11 @@ function trainingFigure({ curves }, width) {
 }
 
 /** Points of a face are drawn on the picture: ring = target, dot = single, cross = merged. */
-function exampleFigure() {
-  if (!DATA.examples.length) return [];
+function exampleFigure({ examples }) {
+  if (!examples.length) return [];
   const isPoints = (value) => Array.isArray(value) && Array.isArray(value[0]);
   const text = (value) => (typeof value === "number" ? number(value, 2) : String(value));
-  return [element("div", { class: "examples" }, ...DATA.examples.map((item) => {
+  return [element("div", { class: "examples" }, ...examples.map((item) => {
     const frame = element("div", { class: "frame" }, element("img", { src: item.image, alt: `${item.task}: ${isPoints(item.target) ? "a face" : text(item.target)}` }));
     const lines = element("figcaption", {}, element("b", {}, item.task));
     const kinds = [["target", "var(--s2)", "ring"], ["single", "var(--s0)", "circle"], ["merged", "var(--s1)", "cross"]];
