@@ -1,7 +1,7 @@
 """The report in Weights & Biases: a run that holds its tables and figures, a workspace and a report built by code.
 
-The panels are those of the page. W&B draws curves and scatter plots from the runs themselves; it has no heatmap, so
-those are pictures.
+The panels are those of the page, examples aside, which each run has itself. W&B draws curves and scatter plots from
+the runs; it has no heatmap, so those are pictures.
 """
 
 import itertools
@@ -19,6 +19,7 @@ FIGURES = {
     "Retention": ("methods", "pairs"),
     "More tasks, other ranks": ("tasks", "ranks"),
     "Cost": ("cost",),
+    "Refinement": ("refinement",),
     "Advisor": ("advisor",),
 }
 
@@ -126,8 +127,12 @@ def sections(found: Collected) -> dict[str, list[Any]]:
 
     place: dict[str, list[Any]] = {}
     if kept := own_metric(found):
+        measured = {
+            "Refinement": bool(found.refinements),
+            "Advisor": any(row.get("predicted") is not None for row in kept),
+        }
         for heading, names in FIGURES.items():
-            if heading == "Advisor" and all(row.get("predicted") is None for row in kept):
+            if not measured.get(heading, True):
                 continue
             place[heading] = [wr.MediaBrowser(title=name, media_keys=[f"figures/{name}"]) for name in names]
         place["Retention"].insert(

@@ -1,5 +1,6 @@
 """What W&B is told offline, read back from the ``.wandb`` file: a training, a merge sweep, a report."""
 
+import dataclasses
 import functools
 import json
 
@@ -121,8 +122,11 @@ def test_a_report_that_fails_while_logging_is_told_as_failed(report, monkeypatch
 
 def test_workspace_and_report_have_the_pages_panels(report, monkeypatch):
     found, _ = report
-    headings = ["Retention", "More tasks, other ranks", "Cost", "Advisor", "Training", "Rank of the adapters alone"]
-    assert list(sections(found)) == [*headings, "Every number"]
+    merged = ["Retention", "More tasks, other ranks", "Cost", "Refinement", "Advisor"]
+    headings = [*merged, "Training", "Rank of the adapters alone", "Every number"]
+    assert list(sections(found)) == headings
+    unrefined = dataclasses.replace(found, refinements=[])
+    assert list(sections(unrefined)) == [name for name in headings if name != "Refinement"]
     space = build_workspace(found, "p", "e")._to_model().model_dump_json(by_alias=True)
     interface = "wandb_workspaces.reports.v2.interface."
     monkeypatch.setattr(interface + "_get_api", lambda: None)
@@ -132,6 +136,7 @@ def test_workspace_and_report_have_the_pages_panels(report, monkeypatch):
         for part in (
             "figures/pairs",
             "figures/cost",
+            "figures/refinement",
             "figures/advisor",
             "retention/best",
             "best/accuracy",
