@@ -11,7 +11,6 @@ from datamodules.sample.aerial import CLASSES, _country, _window, write_firerisk
 from datamodules.sample.galaxies import OFFICIAL_COUNTS, write_galaxy10
 from datamodules.sample.galaxy_model import draw_galaxy
 from datamodules.sample.pool import generator
-from datamodules.sample.write import write_all
 
 
 def _picture(path: Path) -> np.ndarray:
@@ -97,10 +96,3 @@ def test_neighbouring_tiles_share_one_terrain() -> None:
     east = _window(country.cover, 0, 1)
     assert np.abs(west[:, -1] - east[:, 0]).max() < 0.1
     assert np.abs(west[:, 0] - east[:, 0]).max() > 0.5
-
-
-def test_write_all_makes_every_set(tmp_path: Path) -> None:
-    made = write_all(tmp_path / "sample", 10, seed=0, workers=1)
-    assert set(made) == {"firerisk", "utkface", "expw", "wflw", "galaxy10"}
-    assert all(any(path.is_file() for path in root.rglob("*")) for root in made.values())
-    assert not list((tmp_path / "sample").rglob("*.tmp"))
