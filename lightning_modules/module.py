@@ -32,6 +32,8 @@ class MultiTaskModule(L.LightningModule):
         answers: after a test, by task: outputs shaped as targets are (logits for classes), targets and "index" of the
             whole set, on the CPU.
 
+    What the defaults leave off is set by ``conf/train.yaml``.
+
     Args:
         lr: peak learning rate of the adapter.
         head_lr: peak learning rate of the heads.
@@ -52,11 +54,11 @@ class MultiTaskModule(L.LightningModule):
         self,
         model: MultiTaskModel,
         tasks: Mapping[str, Task],
-        lr: float = 1e-3,
-        head_lr: float = 1e-3,
+        lr: float,
+        head_lr: float,
         weight_decay: float = 0.0,
         b_weight_decay: float = 0.0,
-        warmup: float = 0.1,
+        warmup: float = 0.0,
         seed: int = 0,
         subsets: Mapping[str, Mapping[str, Tensor]] | None = None,
         units: Mapping[str, float] | None = None,

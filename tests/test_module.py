@@ -176,7 +176,7 @@ def test_subsets_are_scored_over_the_whole_test_set(tmp_path):
     """Batches of 6 and masks that leave some batches without an example: no mean of batches would do."""
     masks = {"late": torch.arange(16) >= 13, "some": torch.arange(16) % 3 == 0}
     plain = module(AGE)
-    tested = MultiTaskModule(plain.model, {"age": AGE}, subsets={"age": masks})
+    tested = MultiTaskModule(plain.model, {"age": AGE}, lr=1e-2, head_lr=1e-2, subsets={"age": masks})
     (scores,) = trainer(tmp_path).test(tested, loader(AGE, batch=6), verbose=False)
     data = Brightness("regression")
     with torch.no_grad():
