@@ -244,6 +244,9 @@ def test_adapters_trained_otherwise_have_a_line_of_their_own(window, tmp_path):
     )
     place = "drawn_galaxy, vit_tiny_patch16_224@112"
     assert dict(drawn) == {place: pytest.approx(0.85), f"{place} (max_norm=0.05)": pytest.approx(0.5)}
+    widths = "return ['.panel', '.panel svg'].map(n => document.querySelector(`#figure-alone ${n}`).clientWidth)"
+    panel, plot = window.execute_script(widths)
+    assert panel == plot, "a long name makes no panel wider"
     mark = "#figure-alone [data-series$='(max_norm=0.05)'] [data-value]"
     window.execute_script("document.querySelector(arguments[0]).dispatchEvent(new MouseEvent('click'))", mark)
     assert "max_norm=0.05" in window.find_element("css selector", "#details-body table").text
