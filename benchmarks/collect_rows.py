@@ -46,7 +46,7 @@ def merge_rows(folders: Iterable[Path]) -> list[dict[str, Any]]:
     return list({_place(row): row for row in rows if "predicted" in row}.values())
 
 
-_KEYS = ("backbone", "rank", "seed", "lora", "method", "realign", "images", "set", "task")
+_KEYS = ("backbone", "rank", "seed", "lora", "method", "realign", "images", "set", "task", "data")
 
 
 def _place(row: Mapping[str, Any]) -> tuple[str, ...]:
