@@ -33,7 +33,7 @@ from lightning_modules.examples import log_examples, save_examples
 from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.module import MultiTaskModule
 from lightning_modules.tracking import define_metrics, log_bundle, log_summary
-from lightning_modules.training import fit, load_best, log_pictures, of_stage, run_loggers, to_answers
+from lightning_modules.training import end_group, fit, load_best, log_pictures, of_stage, run_loggers, to_answers
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
         sources: by task.
 
     Returns:
-        The content of ``result.json``; ``tasks`` has for each what a single run's has at its top.
+        The content of ``result.json``; ``tasks`` has for each what a single run's has at its top. In the further
+        processes of a distributed run less, since they publish nothing.
     """
     started = time.perf_counter()
     quiet_lightning()
@@ -119,15 +120,17 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
             "precision": str(trainer.precision),
             "seconds": {"fit": seconds, "total": time.perf_counter() - started},
         }
+        end_group()
+        if not trainer.is_global_zero:
+            return result
         if not config.trainer.get("fast_dev_run"):
             result["bundle"] = str(publish_joint(run, config, model, lora, result))
             log_bundle(opened, run.path / "adapter", f"adapter-{config.title}", {"score": result["score"]})
-            for name, task in tasks.items() if trainer.is_global_zero else ():
+            for name, task in tasks.items():
                 log_pictures(opened, run.path / "pictures" / name, task, module.answers[name], images[name])
-            if trainer.is_global_zero:
-                answers = {name: to_answers(module.answers[name]) for name in tasks}
-                tested = {name: (task, answers[name], images[name].pictures) for name, task in tasks.items()}
-                log_examples(opened, run.path / "examples", save_examples(run.path / "examples", tested))
+            answers = {name: to_answers(module.answers[name]) for name in tasks}
+            tested = {name: (task, answers[name], images[name].pictures) for name, task in tasks.items()}
+            log_examples(opened, run.path / "examples", save_examples(run.path / "examples", tested))
         log_summary(opened, {f"best/{name}/{part['metric']}": part["score"] for name, part in parts.items()})
     shutil.rmtree(checkpoints, ignore_errors=True)
     scores = ", ".join(f"{name} {part['metric']} {part['score']:.4f}" for name, part in parts.items())

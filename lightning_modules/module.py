@@ -119,7 +119,7 @@ class MultiTaskModule(L.LightningModule):
             for (name, part), rows in zip(batches.items(), features, strict=True)
         }
         for (name, loss), size in zip(losses.items(), sizes, strict=True):
-            self.log(f"train/{name}/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=size)
+            self.log(f"train/{name}/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return torch.stack([loss / self.units.get(name, 1.0) for name, loss in losses.items()]).sum()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -57,7 +57,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
     read the deep ones (``features``).
 
     Returns:
-        The content of ``result.json``.
+        The content of ``result.json``; in the further processes of a distributed run less, since they publish nothing.
     """
     started = time.perf_counter()
     quiet_lightning()
@@ -110,6 +110,10 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
             "precision": str(trainer.precision),
             "seconds": {"fit": seconds, "total": time.perf_counter() - started},
         }
+        end_group()
+        if not trainer.is_global_zero:
+            return result
+        images.trainer = None  # with it the loaders would still share the pictures out among processes
         if not config.trainer.get("fast_dev_run"):
             grams = None
             if lora is not None and config.gram_images is not None:
@@ -118,10 +122,9 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
                     grams = task_grams(model.backbone.to(device).eval(), images, config.gram_images, device)
                     result["robustness"] = task_robustness(model.to(device).eval(), task, images, device)
             result["bundle"] = str(publish(run, config, model, lora, grams, result, opened))
-            if trainer.is_global_zero:
-                log_pictures(opened, run.path / "pictures", task, module.answers[task.name], images)
-                tested = {task.name: (task, to_answers(module.answers[task.name]), images.pictures)}
-                log_examples(opened, run.path / "examples", save_examples(run.path / "examples", tested))
+            log_pictures(opened, run.path / "pictures", task, module.answers[task.name], images)
+            tested = {task.name: (task, to_answers(module.answers[task.name]), images.pictures)}
+            log_examples(opened, run.path / "examples", save_examples(run.path / "examples", tested))
         log_summary(opened, {f"best/{name}": value for name, value in metrics.items()})
     shutil.rmtree(checkpoints, ignore_errors=True)
     scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
@@ -180,6 +183,15 @@ def fit(trainer: L.Trainer, module: MultiTaskModule, data: L.LightningDataModule
         return int(state["epoch"]) + 1
     trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
     return trainer.current_epoch
+
+
+def end_group() -> None:
+    """Parts the processes of a distributed run: what follows is the first one's work, and none waits for it.
+
+    Inside the group its metrics would wait for those of processes that have ended.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def load_best(module: MultiTaskModule, path: Path) -> tuple[int | None, dict[str, float]]:

@@ -1,6 +1,7 @@
 """Several tasks, one adapter: configs by name, batches side by side, the criterion, resuming, bundles."""
 
 import json
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -16,7 +17,7 @@ from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
 from lightning_modules.module import MultiTaskModule
 from lightning_modules.tasks import Task
 from tests.conftest import SIZE, TINY
-from tests.runs import draw_folder, draw_points, overrides, train_here, train_process
+from tests.runs import draw_folder, draw_points, overrides, read_results, train_here, train_process
 
 BOTH = ("task=joint", "tasks=[leaves,dot]")
 
@@ -183,3 +184,14 @@ def test_stopped_between_epochs_it_ends_with_the_same_bytes(tmp_path, conf, monk
         for file in ("adapter_model.safetensors", "head.safetensors"):
             one, other = (safetensors.torch.load_file(run.path / "adapter" / name / file) for run in (whole, resumed))
             assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_two_processes_publish_once(tmp_path, conf):
+    more = overrides(tmp_path, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1")
+    done = train_process(["--config-dir", str(conf), *BOTH, *more, "members.dot.data.batch_size=4"])
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("rank 2: test ") == 1
+    (result,) = read_results(tmp_path / "out")
+    assert result["bundle"] == str(tmp_path / "out/adapters/joint_leaves_dot/r2-s0")
+    for name in ("leaves", "dot"):
+        assert load_bundle(Path(result["bundle"], name)).card["task"]["name"] == name

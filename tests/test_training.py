@@ -1,6 +1,7 @@
 """Whole training runs on drawn images: own data by command line, what a run leaves, and resuming after SIGKILL."""
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -10,13 +11,17 @@ import safetensors.torch
 import timm
 import torch
 
+from datamodules.datamodule import ImageDataModule
+from datamodules.image_folder import ImageFolder
 from launch.errors import CommandError, DataError
 from lightning_modules.adapter import apply_bundle, load_bundle
 from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
 from lightning_modules.building import autocast_type, resolve_precision
 from lightning_modules.lora import folded_state_dict
 from lightning_modules.model import MultiTaskModel
+from lightning_modules.training import task_grams
 from merging.grams import load_grams
+from merging.robustness import LEVELS
 from tests.conftest import SIZE, TINY
 from tests.runs import ROOT, draw_points, leaves, overrides, read_results, train_command, train_here, train_process
 
@@ -169,3 +174,26 @@ def test_bf16_training_runs_and_saves_float32(tmp_path):
     assert result["precision"] == "bf16-mixed"
     tensors = load_bundle(tmp_path / "out/adapters/leaves/r2-s0").tensors
     assert {value.dtype for value in tensors.values()} == {torch.float32}
+
+
+def test_two_processes_leave_what_one_would(tmp_path):
+    """The first alone measures and publishes, over all images and not over its share of them."""
+    arguments = leaves(tmp_path, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    done = train_process([*arguments, "trainer.precision=32-true"])
+    assert done.returncode == 0, done.stderr
+    (result,) = read_results(tmp_path / "out")
+    assert len(result["robustness"]) == len(LEVELS)
+    assert done.stderr.count("rank 2, on leaves: test ") == 1
+    losses = re.findall(r"epoch (\d)/2: .*loss (\d\.\d+)", done.stderr)
+    assert len(losses) == 4
+    assert len(set(losses)) == 2, "each process told the loss of its own share"
+    vit = create_backbone(TINY, SIZE, tmp_path / "tiny.safetensors")
+    bundle = load_bundle(tmp_path / "out/adapters/leaves/r2-s0", fingerprint(vit))
+    data = ImageDataModule(
+        ImageFolder(root=tmp_path / "leaves"), "classification", image_size=SIZE, cache_root=tmp_path / "out/cache"
+    )
+    data.setup()
+    expected = task_grams(apply_bundle(split_qkv(vit), bundle)[0], data, 256, torch.device("cpu"))
+    found = load_grams(bundle.path / "grams.safetensors")
+    for name, gram in expected.items():
+        torch.testing.assert_close(found[name], gram, rtol=0, atol=1e-3 * float(gram.abs().max()))
