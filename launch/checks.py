@@ -21,15 +21,15 @@ PIPELINE = (
     "_target_", "size", "classes", "val_fraction", "test_fraction", "split_seed", "fit", "max_pixels", "max_broken",
     "batch_size", "num_workers",
 )  # fmt: skip
-PRECISIONS = (
-    "auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "32", "16", "bf16", "64",
-)  # fmt: skip
+# Not Lightning's 16-true, bf16-true and 64-true: the backbone stays in float32, or is held as autocast wants it.
+PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 TRAINER_OWNED = {
     "logger": "choose it with logger=wandb, csv or tensorboard",
     "callbacks": "early stopping and checkpoints are set by early_stopping.patience and resume",
     "default_root_dir": "choose the folder with paths.outputs=DIR",
     "enable_checkpointing": "checkpoints are what resume=auto goes on from",
+    "max_steps": "a run is resumed by whole epochs; use trainer.max_epochs=N",
 }
 
 
@@ -178,8 +178,13 @@ def trainer_arguments(trainer: dict[str, Any]) -> Iterator[str]:
     own = {key: value for key, value in trainer.items() if key not in TRAINER_OWNED}
     signature = trainer_signature()
     yield from _argument_faults("trainer", own, signature, "Lightning's Trainer", extra=())
-    if isinstance(epochs := own.get("max_epochs"), int) and (epochs < -1 or epochs == 0):
-        yield f"trainer.max_epochs={epochs}: must be 1 or more, or -1 (until early stopping or trainer.max_time)."
+    epochs = own.get("max_epochs")
+    endless = epochs is None and own.get("max_time") is not None  # else Lightning takes 1000
+    if endless or (isinstance(epochs, int) and epochs < 1):
+        yield (
+            f"trainer.max_epochs={show(epochs)}: must be 1 or more: the learning rate falls to 0 at the last one. "
+            "early_stopping.patience and trainer.max_time end a run sooner."
+        )
     for key, allowed in (("precision", PRECISIONS), ("accelerator", ACCELERATORS)):
         if key in own and str(own[key]) not in allowed:
             yield (

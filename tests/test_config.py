@@ -194,9 +194,15 @@ FAULTS = [
         "trainer.max_epohcs=3: unknown argument of Lightning's Trainer. Did you mean 'max_epochs'?",
     ),
     ("trainer.max_epochs=many", "trainer.max_epochs=many: must be a whole number or null."),
+    ("trainer.max_epochs=0", "trainer.max_epochs=0: must be 1 or more: the learning rate falls to 0 at the last one."),
     (
-        "trainer.max_epochs=0",
-        "trainer.max_epochs=0: must be 1 or more, or -1 (until early stopping or trainer.max_time).",
+        "trainer.max_epochs=-1",
+        "trainer.max_epochs=-1: must be 1 or more: the learning rate falls to 0 at the last one.",
+    ),
+    ("trainer.max_steps=9", "trainer.max_steps=9: not set here; a run is resumed by whole epochs; use trainer.max_epo"),
+    *(
+        (f"trainer.precision={name}", f"trainer.precision={name}: must be one of auto, 32-true, 16-mixed, bf16-mixed, ")
+        for name in ("16-true", "bf16-true", "64-true", "64")
     ),
     ("trainer.logger=true", "trainer.logger=true: not set here; choose it with logger=wandb, csv or tensorboard."),
     ("paths.outputs=", "paths.outputs=: must be a folder."),
@@ -232,6 +238,12 @@ def test_fault(faults, override, text):
     assert len(found) == 1, found
     assert found[0].startswith(text)
     assert " +" not in found[0], "the way out is never to add a dead key"
+
+
+def test_training_has_an_end_that_is_known_at_its_start(faults):
+    (text,) = faults(*OWN, "trainer.max_epochs=null", "trainer.max_time=00:00:01:00")
+    assert text.startswith("trainer.max_epochs=null: must be 1 or more:")
+    assert faults(*OWN, "trainer.max_epochs=9", "trainer.max_time=00:00:01:00") == []
 
 
 def test_missing_values(faults):
