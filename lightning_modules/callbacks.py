@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -49,6 +50,19 @@ class CapNorms(Callback):
         self.cap()
 
 
+class MovableCheckpoint(ModelCheckpoint):
+    """Remembers its best score where the run's folder was moved, too; Lightning's forgets it in another folder."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath), Path(path).name)) if path else path
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        moved = {name: here(state_dict[name]) for name in paths}
+        kept = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | moved | {"dirpath": self.dirpath, "best_k_models": kept})
+
+
 class Bar(RichProgressBar):
     """Lightning's bar on stderr, where the log goes; epochs count from 1 as there, without the logger's version."""
 
@@ -56,8 +70,7 @@ class Bar(RichProgressBar):
         super().__init__(leave=False, console_kwargs={"stderr": True})
 
     def _get_train_description(self, current_epoch: int) -> str:
-        most = self.trainer.max_epochs or 0
-        return f"Epoch {current_epoch + 1}" + (f"/{most}" if most > 0 else "")
+        return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
@@ -73,7 +86,7 @@ def training_callbacks(folder: str, monitor: str, mode: str, patience: int | Non
     if patience is not None:
         callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience, check_on_train_epoch_end=True))
     checkpoint = partial(
-        ModelCheckpoint, dirpath=folder, save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
+        MovableCheckpoint, dirpath=folder, save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
     )
     callbacks += [
         checkpoint(filename=BEST, monitor=monitor, mode=mode),

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_modules.backbone import create_backbone, split_qkv
-from lightning_modules.callbacks import Bar
+from lightning_modules.callbacks import Bar, training_callbacks
 from lightning_modules.lora import add_lora, lora_config
 from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.module import MultiTaskModule, warmup_cosine
@@ -165,11 +165,29 @@ def test_learning_rate_rises_and_falls():
     assert rates[-1] < 0.01
 
 
-@pytest.mark.parametrize(("most", "text"), [(5, "Epoch 3/5"), (-1, "Epoch 3"), (None, "Epoch 3")])
-def test_the_bar_counts_epochs_as_the_log_does(most, text):
+def test_the_bar_counts_epochs_as_the_log_does():
     bar = Bar()
-    bar._trainer = SimpleNamespace(max_epochs=most)
-    assert bar._get_train_description(2) == text
+    bar._trainer = SimpleNamespace(max_epochs=5)
+    assert bar._get_train_description(2) == "Epoch 3/5"
+
+
+def test_a_moved_run_keeps_its_best_checkpoint(tmp_path, monkeypatch):
+    scores = [0.5, 0.1, 0.3]
+    monkeypatch.setattr(
+        MultiTaskModule, "on_validation_epoch_end", lambda self: self.log("val/score", scores[self.current_epoch])
+    )
+
+    def fit(folder, epochs, **resume):
+        callbacks = training_callbacks(str(tmp_path / folder), "val/score", "max", None)
+        runner = trainer(tmp_path, max_epochs=epochs, callbacks=callbacks, enable_checkpointing=True)
+        runner.fit(module(LEAVES), loader(LEAVES), loader(LEAVES), **resume)
+
+    fit("old", 2)
+    (tmp_path / "old").rename(tmp_path / "new")
+    fit("new", 3, ckpt_path=tmp_path / "new/last.ckpt", weights_only=True)
+    assert torch.load(tmp_path / "new/best.ckpt", weights_only=True)["epoch"] == 0
+    assert torch.load(tmp_path / "new/last.ckpt", weights_only=True)["epoch"] == 2
+    assert not (tmp_path / "old").exists()
 
 
 def test_subsets_are_scored_over_the_whole_test_set(tmp_path):
