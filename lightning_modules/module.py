@@ -159,8 +159,11 @@ class MultiTaskModule(L.LightningModule):
             assert isinstance(collected, Collected)
             self.answers[name] = collected.compute()
             collected.reset()
-            for metric, accumulated in self._subset_metrics(name).items():
-                self.log(f"test/{name}/{metric}", accumulated.compute())
+            index = self.answers[name][2]
+            metrics = self._subset_metrics(name).items()
+            for mask, (metric, accumulated) in zip(self.subsets[name].values(), metrics, strict=True):
+                if mask[index].any():  # none of it may be in a test that limit_test_batches cut short
+                    self.log(f"test/{name}/{metric}", accumulated.compute())
                 accumulated.reset()
 
     def _subset_metrics(self, name: str) -> dict[str, Metric]:

@@ -1,5 +1,6 @@
 """The LightningModule on drawn numbers: what is trained, logged, checkpointed, and several heads at once."""
 
+import math
 from types import SimpleNamespace
 
 import lightning as L
@@ -202,3 +203,6 @@ def test_subsets_are_scored_over_the_whole_test_set(tmp_path):
     for name, mask in masks.items():
         assert scores[f"test/age/rmse_{name}"] == pytest.approx(float(error[mask].square().mean().sqrt()), rel=1e-4)
     assert scores["test/age/rmse_late"] != pytest.approx(scores["test/age/rmse"], rel=1e-3)
+    (short,) = trainer(tmp_path, limit_test_batches=1).test(tested, loader(AGE, batch=6), verbose=False)
+    assert scores.keys() - short.keys() == {"test/age/rmse_late"}, "it has no example in the first batch"
+    assert all(math.isfinite(value) for value in short.values())
