@@ -88,6 +88,7 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
             subsets={name: build_subsets(single, images[name]) for name, single in singles.items()},
             units=units,
             constants=constants,
+            fingerprints={name: part.fingerprint for name, part in images.items()},
             **config.optimizer.model_dump(),
         )
         define_metrics(opened, tasks)

@@ -13,6 +13,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 
+from launch.errors import DataError
 from lightning_modules.backbone import hold_frozen_weights, set_fused_attention
 from lightning_modules.metrics import Collected
 from lightning_modules.model import MultiTaskModel
@@ -45,6 +46,7 @@ class MultiTaskModule(L.LightningModule):
         constants: by stage and task, ``Task.constant_score``; given, ``<stage>/skill``, the mean of the tasks'
             skills, is logged: the criterion by which several tasks choose a checkpoint.
         seed: with the epoch's number it seeds torch's generator, so that a resumed run draws what the first one drew.
+        fingerprints: of the data, by task: a checkpoint that was made on other data is refused.
     """
 
     # Checkpoints hold adapter and heads only.
@@ -63,6 +65,7 @@ class MultiTaskModule(L.LightningModule):
         subsets: Mapping[str, Mapping[str, Tensor]] | None = None,
         units: Mapping[str, float] | None = None,
         constants: Mapping[str, Mapping[str, float]] | None = None,
+        fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -71,6 +74,7 @@ class MultiTaskModule(L.LightningModule):
         self.weight_decay, self.b_weight_decay = weight_decay, b_weight_decay
         self.warmup, self.seed = warmup, seed
         self.units, self.constants = dict(units or {}), constants or {}
+        self.fingerprints = dict(fingerprints or {})
         stages = ("val", "test")
         self.stage_metrics = torch.nn.ModuleDict(
             {f"{stage}_{name}": task.metrics() for stage in stages for name, task in self.tasks.items()}
@@ -209,6 +213,7 @@ class MultiTaskModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = {f"model.{name}": value for name, value in self.model.trainable_state_dict().items()}
+        checkpoint["data"] = self.fingerprints
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -217,6 +222,12 @@ class MultiTaskModule(L.LightningModule):
         found = set(checkpoint["state_dict"])
         if expected != found:
             raise RuntimeError(f"checkpoint of another model: differing tensors {sorted(expected ^ found)[:3]}")
+        before = checkpoint.get("data", {})
+        if changed := [name for name, mark in self.fingerprints.items() if before.get(name) != mark]:
+            raise DataError(
+                f"The data of {', '.join(changed)} is no longer what this run was trained on so far. "
+                "Put it back as it was, or begin anew with resume=restart."
+            )
 
 
 def warmup_cosine(steps: int, warmup: float) -> Any:

@@ -87,7 +87,12 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
             fitted = MultiTaskModel(nn.Identity(), {task.name: head})
         subsets = {task.name: build_subsets(config, images)}
         module = MultiTaskModule(
-            fitted, {task.name: task}, seed=config.seed, subsets=subsets, **config.optimizer.model_dump()
+            fitted,
+            {task.name: task},
+            seed=config.seed,
+            subsets=subsets,
+            fingerprints={task.name: images.fingerprint},
+            **config.optimizer.model_dump(),
         )
         define_metrics(opened, module.tasks)
         epochs = fit(trainer, module, data, checkpoints)

@@ -19,6 +19,7 @@ from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
 from lightning_modules.building import autocast_type, resolve_precision
 from lightning_modules.lora import folded_state_dict
 from lightning_modules.model import MultiTaskModel
+from lightning_modules.module import MultiTaskModule
 from lightning_modules.training import task_grams
 from merging.grams import load_grams
 from merging.robustness import LEVELS
@@ -134,6 +135,21 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_bit_for_bit(tmp_path):
     assert again.returncode == 0
     assert "result.json" in again.stderr
     assert "epoch" not in again.stderr
+
+
+def test_data_that_changed_meanwhile_is_not_gone_on_with(tmp_path, monkeypatch):
+    def stop(self):
+        if self.current_epoch == 1:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(MultiTaskModule, "on_validation_end", stop)
+    with pytest.raises(ZeroDivisionError):
+        train_here(leaves(tmp_path))
+    monkeypatch.undo()
+    next((tmp_path / "leaves" / "dark").iterdir()).unlink()
+    with pytest.raises(DataError, match=r"data of leaves is no longer .* resume=restart"):
+        train_here(leaves(tmp_path))
+    assert train_here(leaves(tmp_path, "resume=restart"))[0]["epochs"] == 2
 
 
 def iter_until_log(outputs, process):
