@@ -78,7 +78,7 @@ def exact_gram(rows: Tensor) -> Tensor:
     Rounded to bfloat16 it would have negative eigenvalues larger than a merge's ridge.
     """
     with torch.autocast(rows.device.type, enabled=False):
-        return (rows.t() @ rows).double().cpu()
+        return (rows.t() @ rows).cpu().double()  # in this order: Apple GPUs have no float64
 
 
 def save_grams(path: Path, grams: dict[str, Tensor]) -> None:

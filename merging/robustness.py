@@ -47,7 +47,8 @@ def turned(b: Tensor, level: float, seed: int) -> Tensor:
     """(d_out, r): B + level Q B, Q a random rotation, so that the change is level times as large on every input."""
     generator = torch.Generator().manual_seed(seed)
     q, _ = torch.linalg.qr(torch.randn(len(b), len(b), generator=generator, dtype=torch.float64))
-    return (b.double().cpu() + level * (q @ b.double().cpu())).to(b)
+    exact = b.cpu().double()  # in this order, and back in the other: Apple GPUs have no float64
+    return (exact + level * (q @ exact)).to(b.dtype).to(b.device)
 
 
 @contextmanager

@@ -33,6 +33,16 @@ def randomize_lora(model: torch.nn.Module, seed: int = 0) -> None:
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
+class AppleTensor(torch.Tensor):
+    """Like a tensor on an Apple GPU: it has no float64 until it is on the CPU."""
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
 @pytest.fixture
 def bundle(tmp_path, vit):
     """Folder of a saved adapter for the task ``leaves`` with three classes, its model, the backbone's fingerprint."""

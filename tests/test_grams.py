@@ -5,8 +5,8 @@ import torch
 from launch.errors import AdapterError
 from lightning_modules.backbone import split_qkv
 from lightning_modules.lora import add_lora, lora_config
-from merging.grams import collect_grams, load_grams, read_modules, save_grams
-from tests.conftest import randomize_lora
+from merging.grams import collect_grams, exact_gram, load_grams, read_modules, save_grams
+from tests.conftest import AppleTensor, randomize_lora
 
 
 @pytest.fixture
@@ -35,6 +35,13 @@ def test_grams_are_the_second_moments_of_the_inputs(adapted, images):
     torch.testing.assert_close(grams["blocks.2.attn.qkv"], rows.t() @ rows / len(rows), rtol=1e-5, atol=1e-5)
     assert grams["blocks.2.mlp.fc2"].shape == (192, 192)
     assert not adapted.blocks[2].attn.qkv._forward_pre_hooks
+
+
+def test_sums_are_exact_for_apples_gpus_too():
+    rows = torch.randn(5, 3)
+    gram = exact_gram(rows.as_subclass(AppleTensor))
+    assert gram.dtype == torch.float64
+    assert torch.equal(gram, exact_gram(rows))
 
 
 def test_hooks_are_gone_when_the_model_fails(adapted):

@@ -22,6 +22,7 @@ from merging.robustness import (
     require_robustness,
     turned,
 )
+from tests.conftest import AppleTensor
 from tests.merge_runs import train_members
 
 
@@ -32,6 +33,11 @@ def test_a_turned_factor_changes_every_output_by_the_level() -> None:
     assert torch.equal(turned(b, 0.0, seed=1), b)
     assert torch.equal(turned(b, 0.7, seed=1), turned(b, 0.7, seed=1))
     assert not torch.allclose(turned(b, 0.7, seed=1), turned(b, 0.7, seed=2))
+
+
+def test_factors_on_apples_gpus_are_turned_too() -> None:
+    b = torch.randn(12, 3)
+    assert torch.equal(turned(b.as_subclass(AppleTensor), 0.7, seed=1), turned(b, 0.7, seed=1))
 
 
 def test_a_disturbed_model_is_itself_again(vit: torch.nn.Module, images: torch.Tensor) -> None:
