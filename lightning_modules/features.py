@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.batches import Batch, BatchOrder, TrainLoader, epoch_order, eval_bounds, train_bounds
+from datamodules.batches import Batch, BatchOrder, Item, TrainLoader, epoch_order, eval_bounds, train_bounds
 from datamodules.datamodule import ImageDataModule, normalize
 from launch.progress import track
 
@@ -39,8 +39,9 @@ class FeatureBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
-    def __getitem__(self, item: tuple[int, int]) -> Batch:
-        epoch, number = item
+    def __getitem__(self, item: Item | int) -> Batch:
+        """Batch (epoch, number); a bare number (Lightning's overfit_batches) is of the first view and order."""
+        epoch, number = (0, item) if isinstance(item, int) else item
         order = epoch_order(len(self.index), self.seed, epoch) if self.shuffle else np.arange(len(self.index))
         rows = torch.from_numpy(order[self.bounds[number] : self.bounds[number + 1]])
         features, targets = self.views[epoch % len(self.views)]
@@ -50,8 +51,8 @@ class FeatureBatches(Dataset[Batch]):
 class FeatureDataModule(L.LightningDataModule):
     """The splits of an ``ImageDataModule`` as features of a frozen backbone, for a model without one.
 
-    Batches are those of the images, with "image" (B, d) float32; order and, view by view, augmentation are the same
-    as when images are passed.
+    Batches hold the same examples in the same order as when images are passed, with "image" (B, d) float32.
+    Augmentation is of the same kind but drawn otherwise: by an example's place in the table, not in the epoch's order.
 
     Args:
         backbone: images to features (B, d), frozen.

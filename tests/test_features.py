@@ -98,6 +98,12 @@ def test_a_head_on_deep_features_stands_beside_the_plain_one_and_answers(tmp_pat
     assert result["features"] == "deep"  # which tells reports to put it beside the merges
 
 
+def test_a_head_alone_can_be_made_to_overfit(tmp_path):
+    """Lightning then asks for batches by their bare number."""
+    result, _ = train_here(leaves(tmp_path, "lora.rank=0", "trainer.overfit_batches=1"))
+    assert np.isfinite(result["score"])
+
+
 def test_points_move_with_their_view(tmp_path):
     """Each view has its own targets: points are augmented with the images."""
     root = draw_points(tmp_path / "dots")
