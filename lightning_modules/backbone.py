@@ -202,8 +202,9 @@ def set_fused_attention(model: nn.Module, fused: bool) -> None:
 def hold_frozen_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Casts frozen matrix weights once, so that autocast need not cast them anew in every step.
 
-    Norms and position embeddings, which autocast leaves in float32, stay as they are.
+    Norms and position embeddings, which autocast leaves in float32, stay as they are. So does an A that is not
+    trained: it is saved with the adapter, as it was drawn.
     """
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.requires_grad:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.requires_grad and ".lora_" not in name:
             module.to(dtype)

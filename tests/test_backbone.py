@@ -112,6 +112,16 @@ def test_autocast_follows_float32(vit, images):
     assert gradient.abs().sum() > 0
 
 
+def test_an_a_that_is_not_trained_stays_as_it_was_drawn(vit):
+    add_lora(split_qkv(vit), lora_config(2, None, ["k", "v"]), init_seed=0, train_a=False)
+    layer = vit.blocks[0].attn.qkv.k
+    drawn = layer.lora_A["default"].weight.clone()
+    hold_frozen_weights(vit, torch.bfloat16)
+    assert layer.base_layer.weight.dtype == torch.bfloat16
+    assert layer.lora_A["default"].weight.dtype == torch.float32
+    assert torch.equal(layer.lora_A["default"].weight, drawn)
+
+
 def test_folded_weights_load_into_plain_timm(vit, images):
     add_lora(split_qkv(vit), lora_config(4, 8.0, ["k", "v", "proj", "mlp"]), init_seed=0)
     randomize_lora(vit)
