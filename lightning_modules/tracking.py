@@ -78,7 +78,7 @@ def define_metrics(loggers: list[Logger], tasks: Mapping[str, Task]) -> None:
 
 
 def log_summary(loggers: list[Logger], values: Mapping[str, float]) -> None:
-    """Final numbers: into W&B's summary, where tables read them, and as a last row of the others."""
+    """Final numbers into W&B's summary, where its tables read them."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.summary.update(dict(values))
