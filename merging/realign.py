@@ -85,12 +85,12 @@ def fold_readout(head: MLPHead, readout: Readout) -> MLPHead:
 
     The result's first Linear takes p numbers, (B, p) -> (B, out).
     """
-    weight = head.hidden.weight.detach().double().cpu()
+    weight = head.hidden.weight.detach().cpu().double()
     folded = MLPHead(readout.weight.shape[0], head.output.out_features)
     folded.load_state_dict(
         {
             "hidden.weight": (weight @ readout.weight.t()).float(),
-            "hidden.bias": (head.hidden.bias.detach().double().cpu() + weight @ readout.bias).float(),
+            "hidden.bias": (head.hidden.bias.detach().cpu().double() + weight @ readout.bias).float(),
             "output.weight": head.output.weight.detach().float().cpu(),
             "output.bias": head.output.bias.detach().float().cpu(),
         }

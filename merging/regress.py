@@ -179,8 +179,9 @@ class _Block:
         linear = self.block.get_submodule(name)
         base = self.bench.weights.kept[f"{self.path}.{name}.weight"].float()
         bias = 0.0 if linear.bias is None else linear.bias.float()
-        total = base.new_zeros(base.shape[1], base.shape[1], dtype=torch.float64)
-        cross = base.new_zeros(*base.shape, dtype=torch.float64)
+        summed_on = "cpu" if base.device.type == "mps" else base.device  # Apple GPUs have no float64
+        total = torch.zeros(base.shape[1], base.shape[1], dtype=torch.float64, device=summed_on)
+        cross = torch.zeros(base.shape, dtype=torch.float64, device=summed_on)
         for task in sorted(inputs):
             squares, products = torch.zeros_like(total), torch.zeros_like(cross)
             chunks = zip(inputs[task].split(CHUNK), outputs[task].split(CHUNK), strict=True)
@@ -190,8 +191,8 @@ class _Block:
                 weight[: self.prefix] = self.settings.class_weight
                 heavy = (x * weight[:, None]).flatten(0, 1)
                 left = (y - bias - nn.functional.linear(x, base)).flatten(0, 1)
-                squares += heavy.t() @ x.flatten(0, 1)
-                products += left.t() @ heavy
+                squares += (heavy.t() @ x.flatten(0, 1)).to(summed_on)
+                products += (left.t() @ heavy).to(summed_on)
             share = self.settings.says[task] / squares.trace().clamp(min=1e-12)
             total += share * squares
             cross += share * products
