@@ -170,14 +170,23 @@ class Publication:
         return not self._absent(root, download=False)
 
     def check_mirror(self, root: Path, download: bool) -> None:
-        """As ``check``, for the parquet files of the mirror.
+        """As ``check``, for the parquet files of the mirror. Files of other names are the user's own and pass.
 
         Raises:
             DatasetNotFoundError: there are none and they may not be fetched; the text says what to do.
+            DataError: only some of them are there, as an interrupted download leaves them.
         """
-        if (download and self.mirror) or any(root.rglob("*.parquet")):
+        if download and self.mirror:
             return
         prepare = f"python prepare.py data={self.key} data.format=parquet"
+        missing = [file.name for file in self.mirror if not (root / file.name).exists()]
+        if 0 < len(missing) < len(self.mirror):
+            raise DataError(
+                f"{root} has {len(self.mirror) - len(missing)} of the {len(self.mirror)} parquet files of "
+                f"{self.title}; missing: {', '.join(missing)}. Fetch these too:\n  {prepare} data.root={root}"
+            )
+        if any(root.rglob("*.parquet")):
+            return
         commands = [prepare, f"{prepare} data.root=DIR    (DIR: a folder that has the files)"]
         url = self.mirror[0].urls[0].split("/resolve/")[0] if self.mirror else self.url
         raise not_found(self.title, root, self.mirror, self.licence, url, commands, "no parquet files")
@@ -255,6 +264,8 @@ class PublishedSource(Source):
             self.publication.check_mirror(self.root, self.download)
         elif self.parquet is None:
             self.publication.check(self.root, self.download)
+        else:
+            self.publication.check_mirror(self.root, download=False)  # "auto" fetches no parquet files
 
     def prepare(self) -> None:
         """As ``Publication.prepare``; with format "parquet" it is the mirror that is fetched."""

@@ -58,7 +58,7 @@ def galaxies(root: Path, counts: tuple[int, int] = (30, 10)) -> Path:
         seed += count
         pictures[1] = pictures[0]
         labels = pa.array([number % 10 for number in range(count)], pa.uint8())
-        write(root / "default" / split / "0000.parquet", pictures, {"label": labels})
+        write(root / "own" / split / "0000.parquet", pictures, {"label": labels})
     return root
 
 
@@ -111,6 +111,21 @@ def test_a_part_of_the_files_is_not_taken_for_the_whole(tmp_path: Path) -> None:
         Galaxy10(root=tmp_path).check()
 
 
+@pytest.mark.parametrize("kind", ["auto", "parquet"])
+def test_a_half_fetched_mirror_is_not_taken_for_the_whole(tmp_path: Path, kind: Any) -> None:
+    for name in ("train/0000", "train/0001", "train/0003", "train/0004", "test/0000"):
+        write(tmp_path / "default" / f"{name}.parquet", [png(noise(0))], {"label": [0]})
+    with pytest.raises(DataError) as caught:
+        Galaxy10(root=tmp_path, format=kind).prepare()
+    assert str(caught.value).splitlines() == [
+        f"{tmp_path} has 5 of the 6 parquet files of Galaxy10 DECaLS; missing: default/train/0002.parquet. "
+        "Fetch these too:",
+        f"  python prepare.py data=galaxy10 data.format=parquet data.root={tmp_path}",
+    ]
+    write(tmp_path / "default" / "train" / "0002.parquet", [png(noise(0))], {"label": [0]})
+    Galaxy10(root=tmp_path, format=kind).prepare()
+
+
 def test_galaxy10_from_the_mirror(tmp_path: Path) -> None:
     source = Galaxy10(root=galaxies(tmp_path / "mirror"), name="drawn")
     source.prepare()
@@ -118,12 +133,12 @@ def test_galaxy10_from_the_mirror(tmp_path: Path) -> None:
     assert made.read == 40
     assert made.prepared.classes == list(CLASSES)
     table = made.prepared.table.set_index("key")
-    one, other = (f"default/train/0000.parquet row {row:07d}" for row in (0, 1))
+    one, other = (f"own/train/0000.parquet row {row:07d}" for row in (0, 1))
     assert table.loc[one, "group"] == table.loc[other, "group"]
     assert table.loc[one, "split"] == table.loc[other, "split"]
     assert set(table["split"]) == {"train", "val", "test"}
     keys = list(made.cache.keys)
-    assert (made.cache.pixels[keys.index("default/test/0000.parquet row 0000003")] == noise(33, 32, 32)).all()
+    assert (made.cache.pixels[keys.index("own/test/0000.parquet row 0000003")] == noise(33, 32, 32)).all()
 
 
 def test_the_published_file_goes_before_the_mirror_unless_asked(tmp_path: Path) -> None:
@@ -132,7 +147,7 @@ def test_the_published_file_goes_before_the_mirror_unless_asked(tmp_path: Path) 
     root = galaxies(tmp_path)
     write_galaxy10(root, 20, seed=0, size=32)
     assert Galaxy10(root=root).records().table["key"][0] == "row 00000"
-    assert Galaxy10(root=root, format="parquet").records().table["key"][0].startswith("default/test/0000.parquet row")
+    assert Galaxy10(root=root, format="parquet").records().table["key"][0].startswith("own/test/0000.parquet row")
 
 
 def test_firerisk_from_the_mirror(tmp_path: Path) -> None:
