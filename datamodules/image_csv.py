@@ -4,6 +4,7 @@
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from datamodules.base import BOX, Records, Source
+from datamodules.base import BOX, SPLITS, Records, Source
 from datamodules.csv_files import CsvFile, Faults, read_csv
-from datamodules.prepare import TARGETS, Kind
+from datamodules.prepare import LATER_SPLIT, TARGETS, Kind
 from datamodules.splits import split_name
 from launch.errors import DataError, DatasetNotFoundError, nearest
 
@@ -89,7 +90,7 @@ class ImageCsv(Source):
                 )
 
     def records(self) -> Records:
-        """Reads the CSV files.
+        """Reads the CSV files; of a picture listed in several splits only the copy in the last of them is kept.
 
         Raises:
             DataError: all faults at once, each with its first five lines: missing column or picture, empty or
@@ -98,9 +99,8 @@ class ImageCsv(Source):
         """
         self.check()
         faults = Faults()
-        rows: list[dict[str, Any]] = []
-        self._seen: dict[str, tuple[str, Any]] = {}
-        repeated = 0
+        rows: dict[str, dict[str, Any]] = {}
+        dropped: Counter[str] = Counter()
         for split, name in self.files:
             file = read_csv(self.root / name, name, faults)
             columns = self._columns(file, faults)
@@ -110,26 +110,26 @@ class ImageCsv(Source):
                 row = self._row(file, line, cells, columns, split, faults)
                 if row is None:
                     continue
-                earlier = self._seen.setdefault(row["key"], (f"{name} line {line}", row["target"]))
-                if earlier[0] == f"{name} line {line}":
-                    rows.append(row)
-                elif np.array_equal(earlier[1], row["target"]):
-                    repeated += 1
-                else:
-                    faults.add(
-                        "listed twice with different targets",
-                        name,
-                        line,
-                        f"{row['key']}, first in {earlier[0]}",
-                    )
+                key, row["place"] = row["key"], f"{name} line {line}"
+                earlier = rows.setdefault(key, row)
+                if earlier is row:
+                    continue
+                if not np.array_equal(earlier["target"], row["target"]):
+                    where = f"{key}, first in {earlier['place']}"
+                    faults.add("listed twice with different targets", name, line, where)
+                    continue
+                one, other = earlier.get("split"), row.get("split")
+                dropped["row repeated" if one == other else LATER_SPLIT] += 1
+                if one != other and SPLITS.index(other) > SPLITS.index(one):
+                    rows[key] = row | {"place": earlier["place"]}
         faults.raise_if_any()
         if not rows:
             raise DataError(f"{', '.join(name for _, name in self.files)} in {self.root} has no rows.")
-        table = pd.DataFrame(rows).rename(columns={"target": TARGETS[self.kind]})
+        table = pd.DataFrame(rows.values()).drop(columns="place").rename(columns={"target": TARGETS[self.kind]})
         table.insert(1, "file", table["key"])
         if self.box_scale is not None:
             table[list(BOX)] = np.stack([_box(points, self.box_scale) for points in table["points"]])
-        return Records(table, {"row repeated": repeated} if repeated else {})
+        return Records(table, dict(dropped))
 
     def _columns(self, file: CsvFile, faults: Faults) -> dict[str, list[int]] | None:
         """Positions of the columns in this file by role, or None when one is missing (told to ``faults``)."""

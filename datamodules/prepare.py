@@ -16,6 +16,7 @@ from launch.errors import DataError, nearest
 
 Kind = Literal["classification", "regression", "keypoints"]
 TARGETS: dict[str, str] = {"classification": "label", "regression": "value", "keypoints": "points"}
+LATER_SPLIT = "same picture in a later official split"  # reason for leaving out the earlier copies
 _FORMAT = "records-1"
 _QUANTILES = 10
 
@@ -182,7 +183,7 @@ def _drop_leaks(table: pd.DataFrame, dropped: Counter[str]) -> pd.DataFrame:
     last = order.groupby(table["hash"]).transform("max")
     leaks = (order < last).to_numpy(bool)
     if leaks.any():
-        dropped["same picture in a later official split"] += int(leaks.sum())
+        dropped[LATER_SPLIT] += int(leaks.sum())
     return table[~leaks].reset_index(drop=True)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from datamodules.image_csv import ImageCsv
+from datamodules.prepare import LATER_SPLIT
 from launch.errors import DataError, DatasetNotFoundError
 from tests.picture_files import noise, write_picture
 from tests.runs import draw_points
@@ -80,6 +81,19 @@ def test_several_csvs_and_a_split_column(root: Path) -> None:
     table = ImageCsv(root, csv=["images/one.csv", "images/two.csv"], split_column="part").records().table
     assert list(table["key"]) == ["images/0.png", "images/1.png"]
     assert list(table["split"]) == ["train", "val"]
+
+
+@pytest.mark.parametrize("order", [("train", "test"), ("test", "train")])
+def test_a_picture_in_two_splits_stays_in_the_later_one(root: Path, order: tuple[str, str]) -> None:
+    write(root, "file,label,who\n" + "".join(f"images/{number}.png,a,p\n" for number in (0, 1, 2, 1)), "train.csv")
+    write(root, "file,label,who\nimages/1.png,a,q\nimages/3.png,a,q\n", "test.csv")
+    source = ImageCsv(root, csv={split: f"{split}.csv" for split in order}, group_column="who")
+    records = source.records()
+    rows = records.table.set_index("file").sort_index()
+    assert list(rows["split"]) == ["train", "test", "train", "test"]
+    assert list(rows["group"]) == ["p", "q", "p", "q"]
+    repeated = {"row repeated": 1, LATER_SPLIT: 1} if order[0] == "train" else {LATER_SPLIT: 2}
+    assert records.dropped == repeated
 
 
 def test_all_faults_are_told_at_once_with_their_lines(root: Path) -> None:
