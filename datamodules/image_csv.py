@@ -3,6 +3,7 @@
 ``python train.py task=classification name=... data=image_csv data.root=DIR data.csv=labels.csv``
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,10 +20,17 @@ from datamodules.splits import split_name
 from launch.errors import DataError, DatasetNotFoundError, nearest
 
 _MISSING = ("", "nan", "NaN", "NA", "null")
+# Columns of the records that mean something to the pipeline: a CSV's own of these names must not decide anything.
+_RESERVED = ("key", "file", "group", "split", "hash", "target", "stratum", *BOX)
 
 
 class ImageCsv(Source):
     """One row a picture.
+
+    Columns that no argument names become attributes of the records (numbers where every cell is one, else text), so
+    that ``task.subsets`` can name those of 0 and 1; only the names that the pipeline itself uses (key, file, group,
+    split, hash, target, stratum, left, top, right, bottom and the target's) are passed over. Attributes decide neither
+    what is learned nor how it is split, so they are not in the data's fingerprint.
 
     Args:
         root: folder that everything lies in; no path may leave it.
@@ -106,11 +114,14 @@ class ImageCsv(Source):
             columns = self._columns(file, faults)
             if columns is None:
                 continue
+            others = self._others(file, columns)
+            order = {name: number for number, name in enumerate(others)}
             for line, cells in file.rows:
                 row = self._row(file, line, cells, columns, split, faults)
                 if row is None:
                     continue
                 key, row["place"] = row["key"], f"{name} line {line}"
+                row["others"] = order, [cells[position].strip() for position in others.values()]
                 earlier = rows.setdefault(key, row)
                 if earlier is row:
                     continue
@@ -125,8 +136,10 @@ class ImageCsv(Source):
         faults.raise_if_any()
         if not rows:
             raise DataError(f"{', '.join(name for _, name in self.files)} in {self.root} has no rows.")
-        table = pd.DataFrame(rows.values()).drop(columns="place").rename(columns={"target": TARGETS[self.kind]})
+        table = pd.DataFrame(rows.values()).rename(columns={"target": TARGETS[self.kind]})
         table.insert(1, "file", table["key"])
+        attributes = _attributes(list(table["others"]))
+        table = pd.concat([table.drop(columns=["place", "others"]), attributes], axis=1)
         if self.box_scale is not None:
             table[list(BOX)] = np.stack([_box(points, self.box_scale) for points in table["points"]])
         return Records(table, dict(dropped))
@@ -156,6 +169,12 @@ class ImageCsv(Source):
         if missing:
             return None
         return {role: [file.header.index(name) for name in names] for role, names in roles.items()}
+
+    def _others(self, file: CsvFile, columns: dict[str, list[int]]) -> dict[str, int]:
+        """Name -> position of the columns that become attributes."""
+        used = {file.header[position] for positions in columns.values() for position in positions}
+        passed = used | {"", TARGETS[self.kind], *_RESERVED}
+        return {name: position for position, name in enumerate(file.header) if name not in passed}
 
     def _target_names(self, header: Sequence[str]) -> list[str]:
         if isinstance(self.target_column, str):
@@ -240,6 +259,24 @@ class ImageCsv(Source):
                 return candidate
         faults.add("picture is missing", file.name, line, path)
         return None
+
+
+def _attributes(rows: Sequence[tuple[dict[str, int], list[str]]]) -> pd.DataFrame:
+    """A column for each name in any of the rows (name -> place, cells); rows of a CSV without it have no value."""
+    orders = {id(order): order for order, _ in rows}.values()
+    names = dict.fromkeys(name for order in orders for name in order)
+    return pd.DataFrame(
+        {name: _attribute([cells[order[name]] if name in order else "" for order, cells in rows]) for name in names},
+        index=range(len(rows)),
+    )
+
+
+def _attribute(cells: Sequence[str]) -> pd.Series:
+    """float64 where every cell that holds something is a number, else text."""
+    try:
+        return pd.Series([math.nan if cell in _MISSING else float(cell) for cell in cells], dtype="float64")
+    except ValueError:
+        return pd.Series([None if cell in _MISSING else cell for cell in cells], dtype=object)
 
 
 def _box(points: np.ndarray, scale: float) -> np.ndarray:

@@ -121,6 +121,8 @@ def _target_column(table: pd.DataFrame, kind: Kind, target: str | None) -> str:
             f"The records have no column '{name}' to learn (task.target).{nearest(name, known)} "
             f"There are: {', '.join(known) or 'none'}."
         )
+    if kind == "keypoints" and not any(np.ndim(value) == 2 for value in table[name]):
+        raise DataError(f"The column '{name}' of the records holds no points to learn (task.target).")
     return name
 
 
@@ -145,7 +147,7 @@ def _set_target(
         index = {name: position for position, name in enumerate(names)}
         table["target"] = pd.Series([-1 if name is None else index[name] for name in mapped], dtype="int64")
     elif kind == "regression":
-        table["target"] = values.astype("float64")
+        table["target"] = pd.to_numeric(values, errors="coerce").astype("float64")
     else:
         table["target"] = values
     table = table[~missing].reset_index(drop=True)

@@ -1,11 +1,14 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from datamodules.datamodule import ImageDataModule
 from datamodules.image_csv import ImageCsv
-from datamodules.prepare import LATER_SPLIT
+from datamodules.prepare import LATER_SPLIT, Kind, prepare_table
 from launch.errors import DataError, DatasetNotFoundError
+from lightning_modules.building import build_subsets
 from tests.picture_files import noise, write_picture
 from tests.runs import draw_points
 
@@ -94,6 +97,54 @@ def test_a_picture_in_two_splits_stays_in_the_later_one(root: Path, order: tuple
     assert list(rows["group"]) == ["p", "q", "p", "q"]
     repeated = {"row repeated": 1, LATER_SPLIT: 1} if order[0] == "train" else {LATER_SPLIT: 2}
     assert records.dropped == repeated
+
+
+def test_further_columns_become_attributes(root: Path) -> None:
+    head = "file,label,night,who,left,stratum,place\n"
+    write(root, f"{head}images/0.png,a,1,ann,3,x,7\nimages/1.png,b, 0 ,,4,y,\n", "one.csv")
+    write(root, "who,file,label\nbob,images/2.png,a\n", "two.csv")
+    table = ImageCsv(root, csv=["one.csv", "two.csv"], group_column="who").records().table
+    assert list(table.columns) == ["key", "file", "label", "group", "night", "place"]
+    np.testing.assert_array_equal(table["night"], [1, 0, np.nan])
+    np.testing.assert_array_equal(table["place"], [7, np.nan, np.nan])
+    table = ImageCsv(root, csv="one.csv").records().table
+    assert list(table["who"]) == ["ann", None]
+    assert "group" not in table
+
+
+def test_a_column_of_zeros_and_ones_is_a_subset_and_leaves_the_fingerprint(tmp_path: Path) -> None:
+    root = draw_points(tmp_path / "points", 12)
+    lines = (root / "labels.csv").read_text().splitlines()
+
+    def data() -> ImageDataModule:
+        source = ImageCsv(root, kind="keypoints")
+        made = ImageDataModule(source, "keypoints", image_size=16, cache_root=tmp_path / "cache")
+        made.prepare_data()
+        made.setup()
+        return made
+
+    plain = data().fingerprint
+    more = ["profile,sure,stratum", *(f"{number % 2},{number / 12},{number}" for number in range(12))]
+    write(root, "\n".join(f"{line},{end}" for line, end in zip(lines, more, strict=True)))
+    told = data()
+    assert told.fingerprint == plain
+    subsets = SimpleNamespace(task=SimpleNamespace(subsets=["profile"]))
+    assert build_subsets(subsets, told)["profile"].tolist() == [number % 2 == 1 for number in range(12)]
+    subsets.task.subsets = ["sure"]
+    with pytest.raises(DataError, match=r"task\.subsets: sure: the column holds other values than 0 and 1"):
+        build_subsets(subsets, told)
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "message"),
+    [("keypoints", "who", "'who' of the records holds no points"), ("regression", "who", "No example is left")],
+)
+def test_an_attribute_that_cannot_be_learned(root: Path, kind: Kind, target: str, message: str) -> None:
+    write(root, "file,value,x0,y0,who\nimages/0.png,1,1,2,ann\nimages/1.png,2,3,4,\n")
+    records = ImageCsv(root, kind=kind).records()
+    hashes = {key: key for key in records.table["key"]}
+    with pytest.raises(DataError, match=message):
+        prepare_table(records, kind, target, None, "full", (0.1, 0.1), 0, hashes)
 
 
 def test_all_faults_are_told_at_once_with_their_lines(root: Path) -> None:
