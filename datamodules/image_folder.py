@@ -14,6 +14,7 @@ from datamodules.splits import split_name
 from launch.errors import DataError, DatasetNotFoundError
 
 _SPLIT_FOLDERS = {"train", "val", "valid", "validation", "test"}
+_SHOWN = 5
 
 
 class ImageFolder(Source):
@@ -39,6 +40,11 @@ class ImageFolder(Source):
             )
 
     def records(self) -> Records:
+        """Reads the names.
+
+        Raises:
+            DataError: there is no picture, or names of pictures or of their folders are not UTF-8.
+        """
         self.check()
         splits = self._split_folders()
         rows: list[tuple[str, str, str | None]] = []
@@ -53,6 +59,11 @@ class ImageFolder(Source):
                 loose += 1
             else:
                 rows.append((file, inner[0], split))
+        if nameless := sorted({_undecoded(file) for file, _, _ in rows} - {""}):
+            raise DataError(
+                f"{self.root}: {len(nameless)} names are not UTF-8, as archives of old Windows programs make them: "
+                f"{', '.join(nameless[:_SHOWN])}{', ...' * (len(nameless) > _SHOWN)}. Rename them, e.g. with convmv."
+            )
         if not rows:
             raise DataError(
                 f"{self.root} has no pictures in class folders"
@@ -68,6 +79,16 @@ class ImageFolder(Source):
     def _split_folders(self) -> bool:
         names = {entry.name.lower() for entry in os.scandir(self.root) if entry.is_dir() and entry.name[0] != "."}
         return names <= _SPLIT_FOLDERS and "train" in names and len(names) > 1
+
+
+def _undecoded(file: str) -> str:
+    """``file`` up to its first folder or name that is not UTF-8, with those bytes escaped; empty where all are."""
+    try:
+        file.encode()
+    except UnicodeEncodeError as error:
+        end = file.find("/", error.start)
+        return os.fsencode(file if end < 0 else file[:end]).decode("utf-8", "backslashreplace")
+    return ""
 
 
 def _walk(root: Path) -> list[str]:

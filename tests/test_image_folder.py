@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,22 @@ def test_linked_folders_are_followed_but_circles_are_not(tmp_path: Path) -> None
     (root / "oak").symlink_to(tmp_path / "elsewhere" / "oak", target_is_directory=True)
     (root / "ash" / "again").symlink_to(root, target_is_directory=True)
     assert sorted(ImageFolder(root).records().table["label"]) == ["ash", "oak", "oak"]
+
+
+def test_names_that_are_not_utf8_are_listed(tmp_path: Path) -> None:
+    root = write_classes(tmp_path, {"ch\u00eane": 2})
+    for name in (b"h\xeatre/1.png", b"h\xeatre/2.png", b"ash/\xe9t\xe9.png", b"ash/\xe9.txt"):
+        path = root / os.fsdecode(name)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        except OSError:
+            pytest.skip("this file system takes no such names")
+    with pytest.raises(DataError) as caught:
+        ImageFolder(root).records()
+    said = r"2 names are not UTF-8, as archives of old Windows programs make them: ash/\xe9t\xe9.png, h\xeatre. Rename"
+    assert said in str(caught.value)
+    str(caught.value).encode()
 
 
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
