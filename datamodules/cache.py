@@ -104,7 +104,7 @@ def open_or_build(
     """
     cache = _try_open(folder)
     if cache is None:
-        with locked(folder):
+        with locked(folder, "paths.outputs"):
             cache = _try_open(folder)
             if cache is None:
                 for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed

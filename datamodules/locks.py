@@ -13,10 +13,14 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, option: str = "data.root") -> Iterator[None]:
     """Holds the lock that belongs to ``path`` (a file ``.<name>.lock`` beside it), waiting while another has it.
 
     The empty lock file stays: removing it would let a third process lock a file that the second no longer sees.
+
+    Args:
+        path: need not be there.
+        option: key of the config that puts ``path`` elsewhere, for the error.
 
     Raises:
         UserError: the folder cannot be written.
@@ -32,7 +36,7 @@ def locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"Cannot write to {path.parent}: {error.strerror or error}. "
-            "Allow writing there, or name another folder with data.root=DIR."
+            f"Allow writing there, or name another folder with {option}=DIR."
         ) from error
     try:
         yield

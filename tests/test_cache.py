@@ -185,7 +185,7 @@ def test_no_room_on_the_disk_is_told_before_the_work(tmp_path: Path) -> None:
 
 def test_unwritable_cache_root(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="Cannot write"):
+    with pytest.raises(UserError, match=r"Cannot write to .*paths\.outputs=DIR"):
         build(tmp_path / "file" / "c", Drawn(tmp_path))
 
 
