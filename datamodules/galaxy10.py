@@ -7,8 +7,9 @@ One file of 2.54 GB with the keys ``images`` (N, 256, 256, 3) uint8, ``ans``, ``
 ``pxscale`` (arcsec per pixel); no official split. (Zenodo 10844811 is the older Galaxy10 of 69 px and other classes.)
 
 Known defects, dealt with here: rows with equal pixels and rows of equal (ra, dec), at times under two classes (never
-separated by a split), and a group of constant pictures (left out, counted). "Cigar Shaped Smooth" has 334 rows only;
-the shipped config leaves it out through ``classes``.
+separated by a split), and a group of constant pictures (left out, counted; those of the mirror as broken pictures, when
+they are decoded for the pixel cache). "Cigar Shaped Smooth" has 334 rows only; the shipped config leaves it out through
+``classes``.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from datamodules.base import Records
-from datamodules.decode import MAX_PIXELS
+from datamodules.decode import MAX_PIXELS, BrokenImageError
 from datamodules.parquet import ParquetPictures, label_names
 from datamodules.sources import Part, Publication, PublishedSource, RemoteFile, hub_files
 from launch.errors import DataError, UserError
@@ -121,9 +122,17 @@ class Galaxy10(PublishedSource):
         return Records(table, {"constant picture": len(constant)} if constant else {}, list(CLASSES), notes)
 
     def read(self, row: dict[str, Any], max_pixels: int = MAX_PIXELS, side: int | None = None) -> np.ndarray:
-        """Pixels of one row; rows asked for in rising order are read and decompressed once."""
+        """Pixels of one row; rows asked for in rising order are read and decompressed once.
+
+        Raises:
+            BrokenImageError: as ``Source.read``; or a picture of the mirror, which ``records`` knows by its label only,
+                is constant.
+        """
         if self.parquet is not None:
-            return super().read(row, max_pixels, side)
+            picture = super().read(row, max_pixels, side)
+            if np.ptp(picture[len(picture) // 2]) == 0 and np.ptp(picture) == 0:  # the middle line tells most apart
+                raise BrokenImageError("constant picture")
+            return picture
         images = self._open()
         number = int(row["key"].removeprefix("row "))
         first, block = self._block

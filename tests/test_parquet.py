@@ -19,6 +19,7 @@ from datamodules.firerisk import FireRisk
 from datamodules.galaxy10 import CLASSES, Galaxy10
 from datamodules.parquet import ParquetPictures, find_parquet
 from datamodules.pipeline import make_pixels
+from datamodules.summary import left_out
 from datamodules.utkface import UtkFace
 from launch.errors import DataError, DatasetNotFoundError
 from tests.drawn_face import drawn_face
@@ -139,6 +140,18 @@ def test_galaxy10_from_the_mirror(tmp_path: Path) -> None:
     assert set(table["split"]) == {"train", "val", "test"}
     keys = list(made.cache.keys)
     assert (made.cache.pixels[keys.index("own/test/0000.parquet row 0000003")] == noise(33, 32, 32)).all()
+
+
+def test_constant_galaxies_of_the_mirror_are_left_out_and_named(tmp_path: Path) -> None:
+    pictures = [png(noise(number, 32, 32)) for number in range(40)]
+    pictures[7] = png(np.full((32, 32, 3), 32, np.uint8))
+    lined = noise(8, 32, 32)
+    lined[16] = 9  # its middle line alone is constant
+    pictures[8] = png(lined)
+    write(tmp_path / "m" / "x.parquet", pictures, {"label": [number % 10 for number in range(40)]})
+    made = pixels_of(Galaxy10(root=tmp_path / "m"), tmp_path)
+    assert made.cache.broken == {"x.parquet row 0000007": "constant picture"}
+    assert left_out(made) == {"broken picture": 1}
 
 
 def test_the_published_file_goes_before_the_mirror_unless_asked(tmp_path: Path) -> None:
