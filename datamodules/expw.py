@@ -23,7 +23,14 @@ from launch.errors import DataError
 
 CLASSES = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]
 _COLUMNS = ["picture", "face", "top", "left", "right", "bottom", "confidence", "label"]
-_VOLUMES = tuple(RemoteFile(f"image/origin.7z.{volume:03d}", about="of 8, over 8 GB in all") for volume in range(1, 9))
+_VOLUMES = tuple(
+    RemoteFile(
+        f"image/origin.7z.{volume:03d}",
+        about="of 8, over 8 GB in all",
+        also="image/origin.7z.001.001" if volume == 1 else None,
+    )
+    for volume in range(1, 9)
+)
 PUBLICATION = Publication(
     key="expw",
     title="ExpW",

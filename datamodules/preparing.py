@@ -119,7 +119,7 @@ def announce(source: PublishedSource) -> None:
     elif source.parquet is not None:
         wanted = []
     for file in wanted:
-        if not (source.root / file.name).exists():
+        if file.find(source.root) is None:
             log.info(
                 "%s: %s (%s) is not here and is going to be fetched into %s. Licence: %s. See %s",
                 published.title, file.name, file.size_text, source.root, published.licence, published.url,

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from launch.progress import track
 if TYPE_CHECKING:
     from datamodules.parquet import ParquetPictures
 
+log = logging.getLogger(__name__)
+
 DRAWN = "drawn.json"  # lies in a folder of stand-ins that we drew ourselves
 _MIB = 1 << 20
 
@@ -34,6 +37,7 @@ class RemoteFile:
         sha256: hex digest, any case; None when not published.
         md5: the same, for publishers who give only this one.
         about: size in words for people, such as "107 MB", where ``size`` is None.
+        also: another name that it goes by in some copies.
     """
 
     name: str
@@ -42,6 +46,12 @@ class RemoteFile:
     sha256: str | None = None
     md5: str | None = None
     about: str = ""
+    also: str | None = None
+
+    def find(self, root: Path) -> Path | None:
+        """Where it lies in ``root``, under either name; None when it is not there."""
+        names = (self.name,) if self.also is None else (self.name, self.also)
+        return next((path for name in names if (path := root / name).exists()), None)
 
     @property
     def size_text(self) -> str:
@@ -107,7 +117,8 @@ def _digest(path: Path, method: str) -> str:
 def fetch(file: RemoteFile, folder: Path, allow: bool) -> Path:
     """The verified file in ``folder``; downloaded when it is not there yet and ``allow`` says so.
 
-    A file put there by hand is checked too, and never changed. Two processes at once download it once.
+    A file put there by hand is checked too, and never changed; one of its other name is renamed, because an archive's
+    volumes are told by their names. Two processes at once download it once.
 
     Raises:
         DatasetNotFoundError: not there and not allowed, or no mirror could give it.
@@ -115,6 +126,12 @@ def fetch(file: RemoteFile, folder: Path, allow: bool) -> Path:
         UserError: the folder cannot be written, or the disk is full.
     """
     path = folder / file.name
+    other = file.find(folder)
+    if other is not None and other != path:
+        with locked(path):
+            if other.exists():  # else another process has renamed it
+                log.info("Renaming %s to %s", other, path.name)
+                other.rename(path)
     if not path.exists():
         if not allow or not file.urls:
             how = "downloading was not asked for (data.download=true)" if file.urls else "it must be fetched by hand"
@@ -160,7 +177,7 @@ class Publication:
     def _absent(self, root: Path, download: bool) -> list[Part]:
         def here(part: Part) -> bool:
             return (root / part.folder).exists() or all(
-                (root / file.name).exists() or (download and file.urls) for file in part.archives
+                file.find(root) is not None or (download and file.urls) for file in part.archives
             )
 
         return [part for part in self.parts if not here(part)]

@@ -16,6 +16,7 @@ import pytest
 
 from datamodules import archive_rules
 from datamodules.archives import unpack
+from datamodules.expw import ExpW
 from launch.errors import DataError, UserError
 from launch.files import atomic_folder
 
@@ -316,6 +317,18 @@ def test_volumes_of_7z_are_given_to_the_program(tmp_path: Path, monkeypatch: pyt
     unpack(place / "origin.7z.001", place / "origin", LIMIT)
     assert tree(place / "origin") == {"one.jpg": bytes(5), "two.jpg": bytes(7)}
     assert left_over(place) == ["origin", "origin.7z.001", "origin.7z.002"]
+
+
+def test_the_first_volume_of_expw_has_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = install(tmp_path, monkeypatch, PLAIN)
+    for volume in range(3, 9):
+        (place / f"origin.7z.{volume:03d}").write_bytes(bytes(100))
+    (place / "origin.7z.001").rename(place / "origin.7z.001.001")
+    (tmp_path / "label").mkdir()
+    (tmp_path / "label" / "label.lst").touch()
+    ExpW(root=tmp_path).prepare()
+    assert tree(place / "origin") == {"one.jpg": bytes(5), "two.jpg": bytes(7)}
+    assert left_over(place) == ["origin", *(f"origin.7z.{volume:03d}" for volume in range(1, 9))]
 
 
 @pytest.mark.parametrize(
