@@ -22,6 +22,7 @@ STYLE: Any = {
     "svg.hashsalt": "lora-alloy", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False,
 }  # fmt: skip
+FIRST_PANELS, FIRST_CURVES = 8, 12  # as many as the page shows at first; of more nobody could tell them apart
 RETENTION = "retention (1.00 = as good as alone)"
 
 
@@ -58,10 +59,11 @@ def write_figures(found: Collected, folder: Path, formats: list[str]) -> list[st
 
 
 def pair_heatmaps(rows: list[Row]) -> Figure | None:
-    """Task by task, one panel per method and rank: how well the row's task does merged with the column's."""
-    panels = pairs(rows)
-    if not panels:
+    """Task by task, a panel for each of the first methods and ranks: how well the row's task does with the column's."""
+    every = pairs(rows)
+    if not every:
         return None
+    panels = dict(list(every.items())[:FIRST_PANELS])
     tasks = sorted({row["task"] for row in rows if row["tasks"] == 2})
     columns = min(4, len(panels))
     lines = math.ceil(len(panels) / columns)
@@ -77,6 +79,8 @@ def pair_heatmaps(rows: list[Row]) -> Figure | None:
         picture = _heatmap(axis, values, tasks, tasks, norm)
         axis.set_title(f"{method}, r={rank}", fontsize=9)
     figure.colorbar(picture, ax=axes, label=RETENTION, shrink=0.7)
+    if len(every) > len(panels):
+        figure.suptitle(f"{len(panels)} of {len(every)} methods and ranks", fontsize=8)
     return figure
 
 
@@ -99,12 +103,16 @@ def method_heatmap(rows: list[Row]) -> Figure | None:
 
 
 def curve(rows: list[Row], column: str, label: str) -> Figure | None:
-    """Mean retention and its deviation against a column, a line per method."""
+    """Mean retention and its deviation against a column, a line per method: of many the longest, then the best."""
     if not rows:
         return None
     figure, axis = _plain(label, RETENTION)
     ticks = sorted({row[column] for row in rows})
-    for place, name in enumerate(methods(rows)):
+    lengths = {name: len(means(own, lambda row: row[column])) for name, own in _by_method(rows).items()}
+    best = means(rows, method_label)
+    first = sorted(lengths, key=lambda name: (-lengths[name], -best[name].mean))[:FIRST_CURVES]
+    shown = [name for name in methods(rows) if name in first]
+    for place, name in enumerate(shown):
         found = means([row for row in rows if method_label(row) == name], lambda row: row[column])
         xs = sorted(found)
         places = [ticks.index(x) + 0.03 * place for x in xs]
@@ -113,25 +121,37 @@ def curve(rows: list[Row], column: str, label: str) -> Figure | None:
             elinewidth=0.6, **_look(place),
         )  # fmt: skip
     axis.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
+    if len(shown) < len(lengths):
+        axis.set_title(f"{len(shown)} of {len(lengths)} methods: the longest lines, then the best", fontsize=8)
     _finish(axis)
     return figure
 
 
 def cost(rows: list[Row]) -> Figure | None:
-    """Mean retention against the seconds of a merge; the line joins what nothing beats in both."""
+    """Mean retention against the seconds of a merge; the line joins what nothing beats in both.
+
+    Of many methods those on the line are named, and the others grey.
+    """
+    rows = [row for row in rows if row["seconds"]]  # what merges nothing (frozen) takes no time
     seconds = means(rows, lambda row: (method_label(row), row["rank"]), "seconds")
     values = means(rows, lambda row: (method_label(row), row["rank"]))
     if not seconds:
         return None
     figure, axis = _plain("seconds of a merge", RETENTION)
+    points = {key: (mean.mean, values[key].mean) for key, mean in seconds.items()}
+    best = front(list(points.values()))
     order = methods(rows)
-    for (name, rank), mean in seconds.items():
+    if len(points) > FIRST_CURVES:
+        named = [name for (name, _), point in points.items() if point in best]
+        order = [name for name in order if name in named]
+    for (name, rank), point in points.items():
+        if len(points) > FIRST_CURVES and point not in best:
+            axis.plot(*point, "o", color="#bbbbbb", markersize=3, zorder=1)
+            continue
         look = {**_look(order.index(name)), "linestyle": "none"}
-        axis.plot(mean.mean, values[(name, rank)].mean, **look, label=f"{name}, r={rank}")
-    best = front([(mean.mean, values[key].mean) for key, mean in seconds.items()])
+        axis.plot(*point, **look, label=f"{name}, r={rank}")
     axis.step([x for x, _ in best], [y for _, y in best], where="post", color="#888888", linewidth=0.8, zorder=0)
-    if all(mean.mean > 0 for mean in seconds.values()):
-        axis.set_xscale("log")
+    axis.set_xscale("log")
     _finish(axis)
     return figure
 
@@ -190,6 +210,13 @@ def training(curves: list[dict[str, Any]]) -> Figure | None:
         axis.set(title=task, xlabel="epoch", ylabel=metric)
         axis.legend(fontsize=7, loc="lower right")
     return figure
+
+
+def _by_method(rows: list[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(method_label(row), []).append(row)
+    return found
 
 
 def _heatmap(axis: Axes, values: list[list[float]], rows: list[str], columns: list[str], norm: Any) -> Any:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from launch.errors import UserError
+from reporting.figures import cost, curve, pair_heatmaps
 from reporting.load import collect
 from reporting.making import write_report
 from reporting.page import build_page, payload
@@ -273,6 +274,22 @@ def test_figures_take_each_tasks_own_metric(tmp_path):
     found = collect([tmp_path])
     assert primary_metrics(found) == {"age_class": "accuracy"}
     assert [item["metric"] for item in own_metric(found)] == ["accuracy"]
+
+
+def test_figures_of_many_methods_name_the_longest_lines_and_what_nothing_beats():
+    rows = []
+    for number in range(30):
+        for rank in (16, 64) if number % 2 else (16,):
+            told = {"method": f"m{number}", "rank": rank, "seconds": 1.0 + number, "retention": 0.5 + number / 100}
+            rows.append(merge_row(merge_rows(1)[0] | told))
+    free = merge_row(merge_rows(1)[0] | {"method": "frozen", "seconds": 0.0, "retention": 0.4})
+    lines = {text.get_text() for text in curve(rows, "rank", "rank").axes[0].get_legend().get_texts()}
+    assert lines == {f"m{number}" for number in range(7, 30, 2)}  # those of two ranks, the best twelve
+    drawn = cost([*rows, free, *(row | {"method": "beaten", "seconds": 40.0, "retention": 0.6} for row in rows[:1])])
+    named = {text.get_text() for text in drawn.axes[0].get_legend().get_texts()}
+    assert named == {f"m{number}, r=16" for number in range(30)} | {f"m{number}, r=64" for number in range(1, 30, 2)}
+    assert drawn.axes[0].get_xscale() == "log"
+    assert len(pair_heatmaps(rows).axes) == 8 + 1
 
 
 def test_both_directions_of_a_pair():

@@ -88,7 +88,8 @@ function aloneFigure({ alone }, width) {
 }
 
 function costFigure({ kept }, width) {
-  const column = choice.cost, made = groups(kept.filter((row) => known(row[column])), (row) => `${row.label}|${row.rank}`);
+  const column = choice.cost, counts = (row) => known(row[column]) && (row[column] > 0 || column !== "seconds"); // what merges nothing takes no time
+  const made = groups(kept.filter(counts), (row) => `${row.label}|${row.rank}`);
   const points = [...made.values()].map((rows) => {
     const { label, rank } = rows[0], cost = summary(rows, column).value, { value, deviation: spread, rows: used } = summary(rows, "retention");
     return { x: cost, y: value, label, rank, rows: used, text: `${label}, rank ${rank}\n${number(cost)} ${column}, retention ${value.toFixed(4)} ± ${spread.toFixed(4)}` };
