@@ -216,7 +216,7 @@ def test_an_empty_page_has_no_error(window, tmp_path):
 
 
 def test_long_names_stay_inside_and_of_many_methods_the_first_are_drawn(window, tmp_path):
-    methods = {f"ladder(keep=0.9{number},rungs=#783702,steps={number})": 0.01 * number for number in range(10, 30)}
+    methods = {f"ladder(keep=0.9{number},rungs=#783702,steps={number})": 0.01 * number for number in range(10, 40)}
     write_merge_run(tmp_path / "outputs", merge_rows(None, methods))
     write_report(collect([tmp_path / "outputs"]), tmp_path / "all", ["html"], ["outputs"])
     window.get((tmp_path / "all" / "report.html").as_uri())
@@ -229,6 +229,13 @@ def test_long_names_stay_inside_and_of_many_methods_the_first_are_drawn(window, 
     assert window.execute_script(series) == 12
     window.execute_script("document.querySelector('#figure-tasks button[data-all]').click()")
     assert window.execute_script(series) == len(methods)
+    cost = "return [...document.querySelectorAll('#figure-cost [data-series]')].map(g => g.dataset.series)"
+    named = window.execute_script(cost)  # more methods than looks: those that something beats are alike
+    assert named[0] == "others"
+    assert set(named[1:]) < set(methods)
+    captions = "return [...document.querySelectorAll('#figure-cost .caption')].map(p => p.textContent).join()"
+    told = window.execute_script(captions).partition("Nothing is both cheaper and better than: ")[2]
+    assert all(name in told for name in named[1:])
 
 
 def test_adapters_trained_otherwise_have_a_line_of_their_own(window, tmp_path):

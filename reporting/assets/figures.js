@@ -97,7 +97,10 @@ function costFigure({ kept }, width) {
   if (!points.length) return [];
   const front = [];
   for (const point of [...points].sort((a, b) => a.x - b.x || b.y - a.y)) if (!front.length || point.y > front[front.length - 1].y) front.push(point);
-  const series = methodsOf(kept).map((label) => ({ name: label, look: lookOf(label), points: points.filter((point) => point.label === label) }));
+  const many = METHODS.length > LOOKS; // then looks would repeat: only what nothing beats is named
+  const named = many ? [...new Set(front.map((point) => point.label))] : methodsOf(kept), shown = many ? front : points;
+  const series = named.map((label, place) => ({ name: label, look: many ? style(place) : lookOf(label), points: shown.filter((point) => point.label === label) }));
+  if (many) series.unshift({ name: "others", look: { color: "var(--soft)", shape: "ring", dash: "" }, points: points.filter((point) => !front.includes(point)) });
   const xKind = points.every((point) => point.x > 0) ? "log" : "linear";
   const caption = element("p", { class: "caption" }, `Nothing is both cheaper and better than: ${front.map((point) => `${point.label} r=${point.rank}`).join(", ")}.`);
   return [plot({ title: "Cost against retention", series: series.filter((item) => item.points.length), xKind, xLabel: column, yLabel: "retention", width, one: true, front, size: 5, height: 330 }), caption];
