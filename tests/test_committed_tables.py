@@ -26,7 +26,7 @@ def assert_as_committed(results: Path, *names: str) -> None:
 
 @pytest.mark.parametrize(
     ("page", "methods"),
-    [("measured.md", []), ("merging.md", ["--methods", "cat,regress,distill,joint"])],
+    [("measured.md", []), ("merging.md", ["--methods", "cat,tsv,regress,distill,joint"])],
 )
 def test_tables_of_merges(results: Path, monkeypatch: pytest.MonkeyPatch, page: str, methods: list[str]) -> None:
     copy = shutil.copy(DOCS / page, results.parent / page)
