@@ -1,8 +1,9 @@
 """Rows of finished runs as the CSV files that are committed: python benchmarks/collect_rows.py OUTPUTS ... docs/results
 
-``merges_rank*.csv``, a file per rank of the members, have a row for each member of each merged set (scored on the test
-split, also of sweeps that are still running), as method ``joint``, of each joint training of N tasks, compared with the
-adapters alone of 1/N of its rank: the same total, and, as ``head_only``, of each head on the frozen backbone.
+``merges_rank*_seed*.csv``, a file per rank and seed of the members, have a row for each member of each merged set
+(scored on the test split, also of sweeps that are still running), as method ``joint``, of each joint training of N
+tasks, compared with the adapters alone of 1/N of its rank: the same total, and, as ``head_only``, of each head on the
+frozen backbone.
 ``table1.csv`` has a row for each training. Rows that the CSV files hold already stay unless they are made anew, so that
 folders of runs can be cleared away. No path of this machine enters them.
 """
@@ -31,7 +32,7 @@ from reporting.rows import (
 )
 from reporting.rows import train_rows as report_train_rows
 
-MERGES = "merges_rank{}.csv"
+MERGES = "merges_rank{}_seed{}.csv"
 TRAINED = ("data", "backbone", "task", "rank", "lora", "seed", "metric", "score", "validation", "best_epoch", "epochs")
 
 
@@ -139,11 +140,11 @@ def main() -> None:
     write(table, (*TRAINED, *further), all_trained)
     merged = merge_rows(options.outputs)
     merged += compared_rows(results, plain)
-    for table in sorted(options.results.glob(MERGES.format("*"))):
+    for table in sorted(options.results.glob(MERGES.format("*", "*"))):
         merged += earlier_rows(table, _KEYS, merged)
-    for rank in sorted({str(row["rank"]) for row in merged}):
-        rows = sorted((row for row in merged if str(row["rank"]) == rank), key=_place)
-        write(options.results / MERGES.format(rank), (*COLUMNS, *FURTHER, *PREDICTED, "lora"), rows)
+    for place in sorted({(str(row["rank"]), str(row["seed"])) for row in merged}):
+        rows = sorted((row for row in merged if (str(row["rank"]), str(row["seed"])) == place), key=_place)
+        write(options.results / MERGES.format(*place), (*COLUMNS, *FURTHER, *PREDICTED, "lora"), rows)
 
 
 if __name__ == "__main__":

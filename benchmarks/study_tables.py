@@ -1,6 +1,6 @@
 """The study's Tables II to VIII beside ours, and all our methods:  python benchmarks/study_tables.py docs/results
 
-Reads the folder's result rows (``merges_rank*.csv``, ``table1.csv``) and writes ``study_tables.md``, ``methods.md``
+Reads the folder's result rows (``merges_*.csv``, ``table1.csv``) and writes ``study_tables.md``, ``methods.md``
 and the table of merges and readouts, ``realigned.md``, there. ``--tasks FILE`` says which of our tasks stands in for
 which of the study's; ``--page docs/measured.md`` puts the lines of some merges (``--methods``) into that page. Ours
 are measured on other data, so what compares is the share that is left of each adapter's own score ("of alone"), not the

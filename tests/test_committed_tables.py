@@ -43,7 +43,7 @@ def test_why_members_lose(results: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_each_task_keeps_in_distilled_pairs() -> None:
-    rows = pd.read_csv(DOCS / "results" / "merges_rank16.csv")
+    rows = pd.concat([pd.read_csv(file) for file in sorted((DOCS / "results").glob("merges_rank16_seed*.csv"))])
     pairs = rows[(rows["method"] == "distill(steps=400)") & (rows["set"].str.count(r"\+") == 1)]
     lines = []
     for task, own in pairs.groupby("task"):

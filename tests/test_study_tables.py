@@ -212,7 +212,7 @@ def test_adapters_trained_otherwise_have_lines_of_their_own() -> None:
     assert "max_norm" not in page
 
 
-def test_rows_of_runs_join_those_of_cleared_runs_a_file_per_rank(
+def test_rows_of_runs_join_those_of_cleared_runs_a_file_per_rank_and_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def collected() -> dict[str, list[tuple[str, str]]]:
@@ -237,12 +237,16 @@ def test_rows_of_runs_join_those_of_cleared_runs_a_file_per_rank(
     for rank, score in ((16, 0.7), (64, 0.6)):
         rows = [row("stars", "land+stars", score, rank=rank) | measured]
         (sets / f"{rank}.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
-    assert collected() == {"merges_rank16.csv": [("0", "0.7")], "merges_rank64.csv": [("0", "0.6")]}
+    assert collected() == {"merges_rank16_seed0.csv": [("0", "0.7")], "merges_rank64_seed0.csv": [("0", "0.6")]}
     for file in sets.iterdir():
         file.unlink()
     rows = [row("stars", "land+stars", score, seed=seed) | measured for seed, score in ((1, 0.5), (0, 0.9))]
     (sets / "again.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
-    assert collected() == {"merges_rank16.csv": [("0", "0.9"), ("1", "0.5")], "merges_rank64.csv": [("0", "0.6")]}
+    assert collected() == {
+        "merges_rank16_seed0.csv": [("0", "0.9")],
+        "merges_rank16_seed1.csv": [("1", "0.5")],
+        "merges_rank64_seed0.csv": [("0", "0.6")],
+    }
 
 
 def test_heads_on_the_frozen_backbone_are_rows_at_each_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +258,7 @@ def test_heads_on_the_frozen_backbone_are_rows_at_each_rank(tmp_path: Path, monk
     table = list(csv.DictReader((tmp_path / "table1.csv").open(encoding="utf-8")))
     assert [(line["rank"], line["score"]) for line in table] == [("0", "0.4"), ("16", "0.8"), ("64", "0.9")]
     for rank, kept in ((16, {"none": "0.5", "deep": "0.75"}), (64, {"none": "0.444444", "deep": "0.666667"})):
-        lines = list(csv.DictReader((tmp_path / f"merges_rank{rank}.csv").open(encoding="utf-8")))
+        lines = list(csv.DictReader((tmp_path / f"merges_rank{rank}_seed0.csv").open(encoding="utf-8")))
         assert {line["method"] for line in lines} == {"head_only"}
         assert {line["realign"]: line["retention"] for line in lines} == kept
 
