@@ -150,7 +150,7 @@ def distill(
             continue
         if not loss.isfinite():
             raise CommandError(
-                f"Distilling {'+'.join(tasks)} diverged: after {step + 1} steps the loss is {float(loss)}. "
+                f"Distilling {'+'.join(tasks)} diverged: after {step + 1} steps the loss is {float(loss.detach())}. "
                 f"Give a lower rate: merge.lr={lr / 3:.1g}."
             )
         set_fused_attention(student, fused=True)
