@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def curve(rows: list[Row], column: str, label: str) -> Figure | None:
         return None
     figure, axis = _plain(label, RETENTION)
     ticks = sorted({row[column] for row in rows})
-    lengths = {name: len(means(own, lambda row: row[column])) for name, own in _by_method(rows).items()}
+    lengths = Counter(name for name, _ in means(rows, lambda row: (method_label(row), row[column])))
     best = means(rows, method_label)
     first = sorted(lengths, key=lambda name: (-lengths[name], -best[name].mean))[:FIRST_CURVES]
     shown = [name for name in methods(rows) if name in first]
@@ -210,13 +211,6 @@ def training(curves: list[dict[str, Any]]) -> Figure | None:
         axis.set(title=task, xlabel="epoch", ylabel=metric)
         axis.legend(fontsize=7, loc="lower right")
     return figure
-
-
-def _by_method(rows: list[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(method_label(row), []).append(row)
-    return found
 
 
 def _heatmap(axis: Axes, values: list[list[float]], rows: list[str], columns: list[str], norm: Any) -> Any:
