@@ -14,6 +14,7 @@ import torch
 from datamodules.datamodule import ImageDataModule
 from datamodules.image_folder import ImageFolder
 from launch.errors import CommandError, DataError
+from lightning_modules import building
 from lightning_modules.adapter import apply_bundle, load_bundle
 from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
 from lightning_modules.building import autocast_type, resolve_precision
@@ -169,10 +170,20 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_auto_precision_follows_the_processor(monkeypatch, native, expected):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: native)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+@pytest.mark.parametrize(
+    ("amx", "avx512", "vendor", "expected"),
+    [
+        (True, True, "GenuineIntel", "bf16-mixed"),
+        (False, True, "AuthenticAMD", "bf16-mixed"),
+        (False, True, "GenuineIntel", "32-true"),
+        (False, True, "Intel64 Family 6 Model 207 Stepping 2, GenuineIntel", "32-true"),
+        (False, False, "AuthenticAMD", "32-true"),
+    ],
+)
+def test_auto_precision_follows_the_processor(monkeypatch, amx, avx512, vendor, expected):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(building, "_processor_vendor", lambda: vendor)
     assert resolve_precision("auto", "cpu") == expected
     assert resolve_precision("16-mixed", "cpu") == "16-mixed"
 
