@@ -172,11 +172,12 @@ class ImageDataModule(L.LightningDataModule):
         )  # fmt: skip
 
     def plain_dataloader(self, split: str, count: int | None = None) -> DataLoader[Batch]:
-        """Every example of a split once, in the table's order, without augmentation.
+        """Every example of a split once, without augmentation: all in the table's order, some in that of the draw.
 
         Args:
             split: train, val or test.
-            count: only so many, drawn by ``split_seed``, so that they are the same in every run.
+            count: only so many, drawn by ``split_seed``, so that they are the same in every run. Any part of them is a
+                random one, as held-out images must be: tables are often sorted by class.
         """
         rows = self._first(split, count)
         bounds = eval_bounds(len(rows), self.batch_size, self._world()[0])
@@ -188,7 +189,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def _first(self, split: str, count: int | None) -> np.ndarray:
         rows = self._rows(split)
-        return rows if count is None else rows[np.sort(epoch_order(len(rows), self.split_seed, 0)[:count])]
+        return rows if count is None else rows[epoch_order(len(rows), self.split_seed, 0)[:count]]
 
     def pictures(self, rows: np.ndarray) -> np.ndarray:
         """uint8 (n, S, S, 3) of some rows of the table, as the model sees them without augmentation."""

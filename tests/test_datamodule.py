@@ -83,6 +83,20 @@ def test_evaluation_goes_through_everything_in_order(tmp_path: Path) -> None:
         data.plain_dataloader("dev")
 
 
+def test_the_last_of_some_are_as_mixed_as_the_first(tmp_path: Path) -> None:
+    """Merges hold the last ones out; in the order of the table those were of one class."""
+    data = folder_data(tmp_path)
+    for count in (40, 500):
+        some = torch.cat([batch["target"] for batch in data.plain_dataloader("train", count)])
+        assert len(some) == min(count, 52)
+        assert torch.equal(some, data.targets("train", count))
+        assert set(some[-10:].tolist()) >= {0, 2}
+        assert set(some[:10].tolist()) >= {0, 2}
+    drawn = torch.cat([batch["index"] for batch in data.plain_dataloader("train", 40)])
+    assert len(set(drawn.tolist())) == 40
+    assert torch.equal(drawn, torch.cat([batch["index"] for batch in data.plain_dataloader("train", 52)])[:40])
+
+
 def test_same_bytes_for_any_number_of_workers(tmp_path: Path) -> None:
     alone, helped = folder_data(tmp_path, num_workers=0), folder_data(tmp_path, num_workers=2)
     cv2.GaussianBlur(np.zeros((3000, 3000, 3), np.uint8), (9, 9), 2)  # a pool of OpenCV's would now hang the workers
