@@ -1,6 +1,7 @@
 """What ``merge.py`` may be told: which adapters, which sets of them, how they are merged and judged."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -41,8 +42,55 @@ def _method(merge: dict[str, Any]) -> Iterator[str]:
         if key not in own:
             hint = nearest(key, own) or f" Known: {checks.known(own)}."
             yield f"merge.{key}={checks.show(value)}: unknown argument of {name}.{hint}"
-        elif key != "weights" and not _allows(own[key], value):
+        elif key == "weights":
+            yield from _weights(value)
+        elif not _allows(own[key], value):
             yield f"merge.{key}={checks.show(value)}: must be {own[key].wanted() or 'something else'}."
+
+
+def _weights(weights: Any) -> Iterator[str]:
+    told = f"merge.weights={checks.show(weights)}: must be null or a mapping {{adapter: number}}"
+    if weights is None:
+        return
+    if not isinstance(weights, dict):
+        yield f"{told}."
+        return
+    for name, weight in weights.items():
+        parts = weight.values() if isinstance(weight, dict) else [weight]
+        if not all(isinstance(part, int | float) and math.isfinite(part) for part in parts):
+            yield f"{told}, or {{adapter: {{begin or end of a module path: number}}}}; that of {name} is neither."
+
+
+def _names(merge: Any, branch: Any, sets: Any, tasks: Any, sizes: Any, of: Any) -> Iterator[str]:
+    """Of tasks that are in no set, and so would change nothing."""
+    known = sorted({name for names in [of if sizes else tasks or [], *(sets or [])] for name in names})
+    weights = merge.get("weights") if isinstance(merge, dict) else None
+    for key, names in (("merge.weights", weights if isinstance(weights, dict) else {}), ("branch", branch or [])):
+        for name in sorted(set(names) - set(known)) if known else ():
+            hint = nearest(name, known) or f" Known: {checks.known(known)}."
+            yield f"{key}={checks.show(weights if key != 'branch' else branch)}: {name} is in no set.{hint}"
+
+
+def _realigned(merge: Any, realign: Any, advise: Any) -> Iterator[str]:
+    """Of merges that choose by what heads of another kind would keep than those that are scored."""
+    after = merge.get("after") if isinstance(merge, dict) else None
+    if advise is True or after is None or after == realign or (isinstance(realign, list) and after in realign):
+        return
+    yield (
+        f"realign={checks.show(realign)}: the merge is chosen by what is left after realign={after}. Give "
+        f"realign={after}, or merge.after={checks.show(realign if isinstance(realign, str) else 'none')}."
+    )
+
+
+def _merges(merge: Any) -> Iterator[str]:
+    """Of merges that try others by name."""
+    for key in ("rungs", "candidates"):
+        given = merge.get(key) if isinstance(merge, dict) else None
+        for rung in given if isinstance(given, list) else ():
+            for name in rung if isinstance(rung, dict) else [rung]:
+                if name not in (merges := shipped_merges()):
+                    hint = nearest(str(name), merges) or f" Known: {checks.known(merges)}."
+                    yield f"merge.{key}={checks.show(given)}: there is no merge {name}.{hint}"
 
 
 def _allows(argument: Argument, value: object) -> bool:
@@ -91,6 +139,19 @@ def _sets(sets: Any, tasks: Any, sizes: Any, of: Any) -> Iterator[str]:
         twice = sorted({name for name in names or [] if names.count(name) > 1})
         if twice:
             yield f"{key}={checks.show(names)}: named twice: {', '.join(twice)}."
+
+
+def _sizes(sizes: Any, of: Any, including: Any) -> Iterator[str]:
+    if sizes is None or of is None or including is None:
+        return
+    if outside := sorted(set(including) - set(of)):
+        yield (
+            f"sweep.including={checks.show(including)}: {', '.join(outside)} is not in sweep.of={checks.show(of)}, so "
+            "no set holds it."
+        )
+    elif not any(len(set(including)) <= size <= len(set(of)) for size in sizes):
+        told = f" with {checks.show(including)} in each" if including else ""
+        yield f"sweep.sizes={checks.show(sizes)}: of {len(set(of))} tasks there is no such set{told}."
 
 
 class MergeSweep(Strict):
@@ -159,6 +220,10 @@ class MergeConfig(Strict):
         (("branch_at", "branch", "save"), _branching),
         (("name", "save", "realign", "sets", "sweep.sizes"), _named),
         (("sets", "tasks", "sweep.sizes", "sweep.of"), _sets),
+        (("sweep.sizes", "sweep.of", "sweep.including"), _sizes),
+        (("merge", "branch", "sets", "tasks", "sweep.sizes", "sweep.of"), _names),
+        (("merge", "realign", "advise"), _realigned),
+        (("merge",), _merges),
     )
 
     def chosen_sets(self) -> list[tuple[str, ...]]:
@@ -199,7 +264,8 @@ class MergeConfig(Strict):
 
     @property
     def _branched(self) -> str:
-        return "" if self.branch_at is None else f"_branched_at_{self.branch_at}"
+        tasks = "" if self.branch is None else f"_{'+'.join(sorted(self.branch))}"
+        return "" if self.branch_at is None else f"_branched_at_{self.branch_at}{tasks}"
 
     @property
     def title(self) -> str:

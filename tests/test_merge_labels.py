@@ -17,6 +17,7 @@ def test_a_shipped_method_goes_by_its_name(method: str) -> None:
         (["merge=ties", "merge.density=0.5"], "ties(density=0.5)"),
         (["merge=ties", "merge.scale=1"], "ties"),  # its yaml says 1.0
         (["merge=tsv", "merge.rank=4", "branch_at=2", "save=false"], "tsv(rank=4)_branched_at_2"),
+        (["merge=cat", "branch_at=2", "branch=[level,leaves]", "save=false"], "cat_branched_at_2_leaves+level"),
         (["merge=cat", "merge.weights={level:2.0}"], "cat(weights={level:2.0})"),
         (["merge=distill", "merge.widen=[q]", "merge.steps=9"], "distill(steps=9,widen=[q])"),
         (["merge=ties", "merge.density=0.5", "method=half"], "half"),

@@ -1,0 +1,64 @@
+"""Merge commands that would change nothing, fail late or judge by another measure: told before anything is opened."""
+
+import pytest
+
+from launch.app import CONF
+from launch.compose import Composer
+from launch.config import find_faults
+from launch.merge_schema import MergeConfig
+from tests.merge_cases import SHIPPED
+
+
+def faults(*given: str) -> list[str]:
+    composer = Composer("merge", CONF)
+    return find_faults(composer, MergeConfig, composer.parse(list(given), multirun=False), multirun=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        (["merge.weights={levle:0.5}"], "merge.weights={levle:0.5}: levle is in no set. Did you mean 'level'?"),
+        (["merge.weights=0.5"], "merge.weights=0.5: must be null or a mapping {adapter: number}."),
+        (["merge.weights={level:half}"], "that of level is neither"),
+        (["merge.weights={level:.inf}"], "that of level is neither"),
+        (["merge.weights={level:{blocks.1:half}}"], "that of level is neither"),
+        (["branch_at=2", "branch=[levle]"], "branch=[levle]: levle is in no set. Did you mean 'level'?"),
+        (["merge=ladder", "merge.rungs=[cta]", "realign=deep"], "there is no merge cta. Did you mean 'cat'?"),
+        (["merge=ladder", "merge.rungs=[{svd:{rank:2}},{tsw:{rank:2}}]", "realign=deep"], "there is no merge tsw."),
+        (["merge=search", "merge.candidates=[cta]", "realign=deep"], "there is no merge cta. Did you mean 'cat'?"),
+        (["merge=ladder"], "realign=none: the merge is chosen by what is left after realign=deep."),
+        (["merge=search", "realign=[none,linear]"], "realign=[none,linear]: the merge is chosen by"),
+    ],
+)
+def test_a_setting_without_effect_is_a_fault(given: list[str], fault: str) -> None:
+    told = faults("tasks=[leaves,level]", *given)
+    assert len(told) == 1
+    assert fault in told[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        (["sweep=triples", "sweep.of=[leaves,level,dots]"], "is not in sweep.of=[leaves,level,dots], so no set holds"),
+        (["sweep.sizes=[3]", "sweep.of=[leaves,level]"], "sweep.sizes=[3]: of 2 tasks there is no such set."),
+        (
+            ["sweep.sizes=[1]", "sweep.of=[leaves,level]", "sweep.including=[leaves,level]"],
+            "of 2 tasks there is no such set with [leaves,level] in each.",
+        ),
+        (["sweep=pairs", "sweep.of=[a,b]", "merge.weights={c:0}"], "c is in no set. Known: a, b."),
+    ],
+)
+def test_a_sweep_of_nothing_is_a_fault(given: list[str], fault: str) -> None:
+    told = faults(*given)
+    assert len(told) == 1
+    assert fault in told[0]
+
+
+@pytest.mark.parametrize("method", SHIPPED)
+def test_shipped_merges_have_no_fault(method: str) -> None:
+    for given in (
+        ["tasks=[a,b]"],
+        ["sweep=pairs", "sweep.of=[a,b,c]"],
+        ["sets=[[a,b],[b,c]]", "branch=[c]", "branch_at=1"],
+    ):
+        assert faults(f"merge={method}", "realign=[none,deep]", "merge.weights={b:{blocks.1:0.5}}", *given) == []
