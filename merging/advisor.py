@@ -200,7 +200,9 @@ def _expected(config: MergeConfig, opened: Bench, tasks: Sequence[str]) -> list[
     for method in config.candidates:
         function = functools.partial(merge_function(shipped(method)), opened.bench)
         branched = branching_of(config)
-        for branching in (None,) if branched is None or not branched.apart(tasks) else (None, branched):
+        for branching in (
+            (None, branched) if branched is not None and branched.splits(tasks, opened.bench.depth) else (None,)
+        ):
             merges = merge_set(opened.bench, tasks, function, config.realigns, config.images, branching)
             told = {"method": method, "passes": merges[0].passes}
             rows += [row | told for row in predict_set(opened.bench, merges, config.advice_images)]

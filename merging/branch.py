@@ -22,6 +22,21 @@ class Branching:
     at: int
     tasks: tuple[str, ...] | None = None
 
+    def require(self, depth: int) -> None:
+        """Cheap, so that nothing is merged in vain.
+
+        Raises:
+            CommandError: a backbone of ``depth`` blocks cannot branch there.
+        """
+        if not 0 <= self.at <= depth:
+            raise CommandError(
+                f"branch_at={self.at}: the backbone has {depth} blocks; give a number from 0 to {depth}."
+            )
+
+    def splits(self, tasks: Sequence[str], depth: int) -> bool:
+        """Whether any block of a backbone of ``depth`` is left that the tasks of a set would not share."""
+        return self.at < depth and bool(self.apart(tasks))
+
     def apart(self, tasks: Sequence[str]) -> list[str]:
         """Those of a set that get last blocks of their own."""
         return [task for task in tasks if self.tasks is None or task in self.tasks]
@@ -44,14 +59,7 @@ def branch(
         merge: of some tasks, for the last blocks of those that share them.
         own: the single adapters' deltas.
         depth: blocks of the backbone, L.
-
-    Raises:
-        CommandError: ``at`` is beyond the backbone.
     """
-    if not 0 <= branching.at <= depth:
-        raise CommandError(
-            f"branch_at={branching.at}: the backbone has {depth} blocks; give a number from 0 to {depth}."
-        )
     apart = branching.apart(tasks)
     if not apart:
         return {}, 1.0

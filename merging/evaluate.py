@@ -68,7 +68,13 @@ def merge_set(
     images: int,
     branching: Branching | None = None,
 ) -> list[Merged]:
-    """Merges one set and fits each kind of readout; deep and linear ones come from one pass over the images."""
+    """Merges one set and fits each kind of readout; deep and linear ones come from one pass over the images.
+
+    Raises:
+        CommandError: it branches beyond the backbone's last block.
+    """
+    if branching is not None:
+        branching.require(bench.depth)
     begun = time.perf_counter()
     outcome = merge(tasks)
     delta = outcome.delta
@@ -159,7 +165,7 @@ def score_set(
         )
         own = outputs(bench.members[task].head, bench.single(task, split))
         single = bench.score(task, split, own)
-        alone = _head_only(bench, task, split, head_only)
+        alone = _head_only(bench, task, split, head_only, deep)
         for merged in merges:
             given = features if merged.realign == "deep" else class_token(features, bench.width)
             answers = outputs(merged.heads[task], given)
@@ -191,8 +197,10 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _head_only(bench: Workbench, task: str, split: str, head_only: Mapping[str, MLPHead]) -> dict[str, float] | None:
+def _head_only(
+    bench: Workbench, task: str, split: str, head_only: Mapping[str, MLPHead], deep: bool
+) -> dict[str, float] | None:
     if task not in head_only:
         return None
-    features: Tensor = class_token(bench.bare(task, split, deep=False), bench.width)
+    features: Tensor = class_token(bench.bare(task, split, deep=deep), bench.width)
     return bench.score(task, split, outputs(head_only[task], features))

@@ -51,39 +51,42 @@ def search(
         CommandError: no candidate, an unknown merge, or ``after`` is none of the three.
     """
     others = {name: shipped(name) for name in candidates}
-    require("search" not in others, "candidates", list(candidates), "merges other than search")
+    barred = {"search", "frozen"} & set(others)
+    require(not barred, "candidates", list(candidates), "merges other than search, and none that merges nothing")
     require(after in ("none", "linear", "deep"), "after", after, "none, linear or deep")
     if not cat_shares:
         raise CommandError("merge.cat_shares=[]: give at least one share from 0 (gram) to 1 (cat).")
     given = {name: 1.0 if weights is None else weights[name] for name in deltas}
-    best: tuple[float, Delta, str] | None = None
+    best: tuple[float, Outcome] | None = None
 
-    def consider(merged: Delta, text: str) -> None:
+    def consider(merged: Delta, text: str, outcome: Outcome | None = None) -> bool:
         nonlocal best
         drift = max(_drifts(bench, merged, task, after, images) for task in deltas)
         log.info("%s: worst drift %.4f", text, drift)
-        if best is None or drift < best[0]:
-            best = (drift, merged, text)
+        if best is not None and drift >= best[0]:
+            return False
+        best = (drift, (outcome or Outcome(merged))._replace(choice=text))
+        return True
 
-    for share, merged in _shares(deltas, given, grams, cat_shares, normalise, ridge):
-        consider(merged, f"cat_share {share}")
-    assert best is not None
-    share = float(best[2].split()[1])
+    share = float(cat_shares[0])
+    for another, merged in _shares(deltas, given, grams, cat_shares, normalise, ridge):
+        if consider(merged, f"cat_share {another}"):
+            share = another
     loudest = _loudest(deltas, grams)
     for scale in scales if len(deltas) > 1 else ():
         scaled: dict[str, Any] = given | {loudest: _scaled(given[loudest], scale)}
         merged = gram(deltas, scaled, grams=grams, normalise=normalise, ridge=ridge, cat_share=share)
         consider(merged, f"cat_share {share}, {loudest} x {scale}")
-    needed = images
+    needed, earlier = images, 0.0
     members = {task: bench.members[task] for task in deltas}
     for name, settings in others.items():
         other = merge_members(settings | {"weights": weights}, members, bench)
-        if other.delta is None:
-            raise CommandError(f"merge.candidates={list(candidates)}: {name} merges nothing.")
-        consider(other.delta, name)
-        needed = max(needed, other.images)
-    log.info("Chosen for %s: %s", "+".join(sorted(deltas)), best[2])
-    return Outcome(best[1], best[2], images=needed)
+        assert other.delta is not None  # frozen alone merges nothing
+        consider(other.delta, name, other)
+        needed, earlier = max(needed, other.images), earlier + other.earlier
+    assert best is not None
+    log.info("Chosen for %s: %s", "+".join(sorted(deltas)), best[1].choice)
+    return best[1]._replace(images=needed, earlier=earlier)
 
 
 def _shares(

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from merging.delta import Delta, Weights, require
+from merging.delta import Delta, Weights, collect, require, weighted
 from merging.fold import locate
 from merging.gram import Normalise, gram
 from merging.grams import input_grams
@@ -38,6 +38,10 @@ def gram_seq(
     require(images >= 1, "images", images, "a whole number from 1")
     model = cast(Any, bench.backbone)
     tasks = sorted(deltas)
+    groups = weighted(deltas, weights)  # of all modules at once: a block does not know the others' names
+    deltas = {
+        task: collect(groups, [(one.b[place], one.a[place]) for one in groups]) for place, task in enumerate(tasks)
+    }
     merged: Delta = {}
     try:
         bench.weights.restore()
@@ -55,7 +59,7 @@ def gram_seq(
                     task: input_grams(watched, functools.partial(_advance, bench, block, rows))
                     for task, rows in tokens.items()
                 }
-                merged |= gram(own, weights, grams=grams, normalise=normalise, ridge=ridge, cat_share=cat_share)
+                merged |= gram(own, grams=grams, normalise=normalise, ridge=ridge, cat_share=cat_share)
                 bench.weights.fold(merged)
             if index + 1 < len(model.blocks):
                 tokens = {task: _advance(bench, block, rows) for task, rows in tokens.items()}

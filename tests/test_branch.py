@@ -1,15 +1,20 @@
 """Merges whose last blocks are not shared by all tasks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from launch.bundles import find_bundles
 from launch.errors import CommandError
 from lightning_modules.backbone import create_backbone
 from merging.branch import Branching, branch
+from merging.evaluate import merge_set
+from merging.methods import Outcome
+from merging.run import branching_of, open_bench
 from tests.conftest import SIZE, TINY
-from tests.merge_runs import command, merge_here, train_members
+from tests.merge_runs import command, merge_config, merge_here, train_members
 
 DEPTH = 12
 
@@ -58,9 +63,15 @@ def test_a_set_without_the_branched_tasks_is_merged_once() -> None:
     assert branch(["a", "b"], _summed("ab"), again, OWN, Branching(9, ("c",)), DEPTH) == ({}, 1.0)
 
 
-def test_more_blocks_than_there_are_is_refused() -> None:
-    with pytest.raises(CommandError, match="branch_at=13: the backbone has 12 blocks"):
-        branch(["a"], _delta(1.0), _summed, OWN, Branching(13), DEPTH)
+def test_more_blocks_than_there_are_are_refused_before_anything_is_merged(tmp_path: Path) -> None:
+    config = merge_config(command(train_members(tmp_path), "tasks=[dots,leaves]", "branch_at=13", "save=false"))
+    bench = open_bench(config, find_bundles(config)).bench
+
+    def never(names: Sequence[str]) -> Outcome:
+        raise AssertionError(names)
+
+    with pytest.raises(CommandError, match=f"branch_at=13: the backbone has {bench.depth} blocks"):
+        merge_set(bench, ["dots", "leaves"], never, ["none"], 24, branching_of(config))
 
 
 def test_nothing_shared_is_the_adapters_alone_and_all_shared_is_the_merge(tmp_path: Path) -> None:

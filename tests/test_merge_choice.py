@@ -10,11 +10,12 @@ from datamodules.datamodule import ImageDataModule
 from launch.bundles import find_bundles
 from launch.errors import CommandError
 from launch.runs import describe_run
+from merging import search
 from merging.advisor import advise
 from merging.bundle import read_parts
 from merging.evaluate import merge_set, predict_set
 from merging.features import read_features
-from merging.methods import merge_function
+from merging.methods import Outcome, merge_function
 from merging.run import open_bench
 from tests.merge_runs import command, merge_config, merge_here, train_members
 
@@ -98,6 +99,25 @@ def test_a_ladder_that_leads_nowhere_is_refused(outputs: Path, rungs: str, messa
         merge_here(command(outputs, "merge=ladder", f"merge.rungs={rungs}", "tasks=[dots,level]", "save=false"))
 
 
+def test_search_tells_the_curve_and_all_seconds_of_what_it_tried(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = search.merge_members
+
+    def resumed(*given: Any) -> Outcome:
+        return plain(*given)._replace(curve=[{"step": 1.0}], images=700, earlier=1000.0)
+
+    drifts = iter([0.5, 0.5, 0.2, 0.2, 0.3, 0.3])  # of both members: gram, average, tsv
+    monkeypatch.setattr(search, "merge_members", resumed)
+    monkeypatch.setattr(search, "_drifts", lambda *_: next(drifts))
+    given = ["merge=search", "merge.cat_shares=[0.0]", "merge.scales=[]", "merge.candidates=[average,tsv]"]
+    config = merge_config(command(outputs, *given, "tasks=[dots,level]"))
+    bench = open_bench(config, find_bundles(config)).bench
+    outcome = merge_function(config.merge)(bench, ["dots", "level"])
+    assert (outcome.choice, outcome.earlier, outcome.images) == ("average", 2000.0, 700)
+    assert outcome.curve == [{"step": 1.0}]
+
+
 def test_search_takes_the_candidate_with_the_nearest_answers(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
     given = command(outputs, "merge=search", "tasks=[dots,level]", "merge.images=30", "save=false")
     with caplog.at_level("INFO"):
@@ -109,8 +129,9 @@ def test_search_takes_the_candidate_with_the_nearest_answers(outputs: Path, capl
     assert told[-1] == f"Chosen for dots+level: {min(drifts, key=drifts.__getitem__)}"
     with pytest.raises(CommandError, match=r"There is no merge regres\. Did you mean 'regress'"):
         merge_here([*given, "merge.candidates=[regres]"])
-    with pytest.raises(CommandError, match="merges other than search"):
-        merge_here([*given, "merge.candidates=[search]"])
+    for other in ("search", "frozen"):
+        with pytest.raises(CommandError, match="merges other than search, and none that merges nothing"):
+            merge_here([*given, f"merge.candidates=[{other}]"])
 
 
 @pytest.fixture
@@ -129,6 +150,15 @@ def advise_here(arguments: list[str]) -> dict[str, Any]:
     config = merge_config(arguments)
     run = describe_run("merge", config.title, config.model_dump(mode="json", by_alias=True))
     return advise(config, run, find_bundles(config))
+
+
+def test_advice_tells_a_branch_that_shares_everything_once(outputs: Path) -> None:
+    config = merge_config(command(outputs, "tasks=[leaves,level]"))
+    depth = open_bench(config, find_bundles(config)).bench.depth
+    given = command(outputs, "advise=true", "tasks=[leaves,level]", "candidates=[cat]")
+    for at, passes in ((depth, [1.0] * 2), (0, [1.0] * 2 + [2.0] * 2)):
+        rows = advise_here([*given, f"branch_at={at}"])["rows"]
+        assert [row["passes"] for row in rows] == passes
 
 
 def test_advice_reads_no_test_picture_and_names_a_merge(outputs: Path, no_test_picture: None) -> None:
