@@ -31,6 +31,7 @@ from merging.evaluate import Merged
 from merging.features import DEPTH
 from merging.fold import folded_state
 from merging.members import Member
+from merging.paired import retention_text
 
 BACKBONE, HEADS, BASE, MEMBERS = "backbone.safetensors", "heads.safetensors", "base.safetensors", "members"
 SCHEMA_VERSION = 1
@@ -194,7 +195,8 @@ def _readme(card: Mapping[str, Any]) -> str:
     if {row["task"] for row in card["rows"]} == set(card["tasks"]):
         lines += ["| task | metric | merged | alone | retention |", "|---|---|---|---|---|"]
         lines += [
-            f"| {row['task']} | {row['metric']} | {row['score']:.4f} | {row['single']:.4f} | {row['retention']:.3f} |"
+            f"| {row['task']} | {row['metric']} | {row['score']:.4f} | {row['single']:.4f} | "
+            f"{retention_text(row['retention'])} |"
             for row in card["rows"]
         ]
     else:

@@ -30,7 +30,7 @@ from merging.svd import svd
 from merging.workbench import Workbench, outputs
 
 log = logging.getLogger(__name__)
-HELD_OUT = 64  # images per task that are never trained on: they say when to stop
+HELD_OUT = 64  # images per task, a fifth of fewer, that are never trained on: they say when to stop
 CHECK_EVERY = 50  # steps between looks at them
 FAR = 0.4  # mean drift of a start from which on the rate is the full one
 STARTS = ("gram", "regress")
@@ -69,6 +69,7 @@ def distill(
     The curve goes to ``bench.scratch/distill-*.csv``, a checkpoint beside it, from which a run that was killed goes on.
 
     Args:
+        weights: of the start alone; the members to be matched are the single adapters as they are.
         start: "gram": its factors are what is trained, and the result keeps their rank. "regress": factors of the same
             rank start at zero on top of its dense change, as its yaml ships it.
         cat_share: of the ``gram``.
@@ -183,15 +184,18 @@ def trained_rank(merged: Delta, rank: int | None) -> int | None:
 
 
 class _Pool:
-    """A task's training images with its teacher's class tokens; the last ``HELD_OUT`` are not trained on."""
+    """A task's training images with its teacher's class tokens; the last, up to ``HELD_OUT``, are not trained on."""
 
     def __init__(self, bench: Workbench, task: str, images: int, mirror: bool) -> None:
         self.pixels = torch.cat([batch.to(torch.float16) for batch in bench.batches(task, "train", images)])
         self.wanted = bench.single(task, "train", images)
         self.mirrored = bench.single(task, "train", images, mirrored=True) if mirror else None
-        if len(self.pixels) <= HELD_OUT:
-            raise CommandError(f"merge.images={images}: distillation needs more than {HELD_OUT} images of {task}.")
-        self.count = len(self.pixels) - HELD_OUT
+        self.count = len(self.pixels) - min(HELD_OUT, len(self.pixels) // 5)
+        if self.count == len(self.pixels):
+            raise CommandError(
+                f"Distilling needs five images of {task} or more, and got {len(self.pixels)} "
+                f"(merge.images={images}, or as many as its training split has)."
+            )
         member = bench.members[task]
         own = outputs(member.head, self.wanted)
         self.feature_scale = float(self.wanted.var(0).mean())

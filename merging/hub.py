@@ -13,6 +13,7 @@ from launch.bundles import CARD
 from launch.errors import AdapterError, UserError
 from launch.files import write_json
 from lightning_modules.adapter import README
+from merging.paired import retention_text
 from merging.views import read_card
 
 PREFIX = "hub:"
@@ -125,7 +126,7 @@ def model_card(card: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) ->
         lines += ["| task | metric | merged | adapter alone | retention |", "|---|---|---|---|---|"]
         scored = {row["task"] for row in card["rows"]} == set(tasks)
         for row in card["rows"] if scored else []:
-            numbers = f"{row['score']:.4f} | {row['single']:.4f} | {row['retention']:.3f}"
+            numbers = f"{row['score']:.4f} | {row['single']:.4f} | {retention_text(row['retention'])}"
             lines.append(f"| {row['task']} | {row['metric']} | {numbers} |")
         lines += [] if scored else ["", "This set of tasks was not scored."]
     lines += [

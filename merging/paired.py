@@ -20,6 +20,11 @@ def retention(metric: str, score: float, single: float) -> float:
     return above / below
 
 
+def retention_text(value: float | None) -> str:
+    """As tables tell it; "?" where the adapter alone scores nothing, and nobody can say what is kept of it."""
+    return "?" if value is None else f"{value:.3f}"
+
+
 def retention_interval(
     task: Task, single: Tensor, merged: Tensor, target: Tensor, rounds: int = ROUNDS, seed: int = 0
 ) -> tuple[float, float]:

@@ -153,6 +153,7 @@ def tolerance(task: Task, single: Tensor, known: Mapping[str, float]) -> float:
 
 def temperature(logits: Tensor, accuracy: float) -> float:
     """What to divide logits (n, classes) by so that the largest probability is the accuracy on average; e^-3 to e^3."""
+    accuracy = min(accuracy, 1 - 0.5 / len(logits))  # that no image was missed does not say that none ever will be
     low, high = -3.0, 3.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -192,7 +193,10 @@ def _agreement(labels: Tensor, answers: Tensor, metric: str) -> float:
     hits = confusion.diagonal()
     if metric == "accuracy":
         return float(hits.sum() / len(labels))
-    return float((2 * hits / (confusion.sum(0) + confusion.sum(1)).clamp(min=1e-12)).mean())
+    named = confusion.sum(0) + confusion.sum(1)
+    return float(
+        (2 * hits / named.clamp(min=1e-12)).sum() / (named > 0).sum()
+    )  # as torchmetrics: not of absent classes
 
 
 def _numbers(task: Task, single: Tensor, merged: Tensor, known: Mapping[str, float], targets: Tensor | None) -> _Stand:

@@ -34,6 +34,7 @@ from merging.evaluate import COLUMNS, FURTHER, PREDICTED, Merged, merge_set, pre
 from merging.examples import save_merged_examples
 from merging.members import Member, read_member
 from merging.methods import merge_function
+from merging.paired import retention_text
 from merging.workbench import Workbench, open_images
 
 log = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ def _set_table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         alone = "" if row["head_only"] is None else f"{row['head_only']:.4g}"
-        kept = "? " if row["retention"] is None else f"{row['retention']:.3f}{'*' if _lost(row) else ' '}"
+        kept = retention_text(row["retention"]) + ("*" if _lost(row) else " ")
         predicted = "" if row["predicted"] is None else f"{row['predicted']:.3f}"
         numbers = [f"{row['score']:.4g}", f"{row['single']:.4g}", alone, predicted, kept]
         table.add_row(row["task"], row["realign"], row["metric"], *numbers)
@@ -205,6 +206,9 @@ def _set_table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def open_bench(config: MergeConfig, bundles: Mapping[str, Path]) -> Bench:
     """The workbench of a config; the jobs of one sweep in one process share it."""
+    for key, given in (("adapters", config.adapters), ("roots", config.roots)):
+        if unused := sorted(set(given) - set(bundles)):  # no fault: the jobs of a sweep may share one mapping
+            log.warning("%s: %s is in no set here, so that is not used", key, ", ".join(unused))
     device = chosen_device(config.device)
     alone = {task: bundle_path(Path(config.paths.outputs), task, 0, config.seed) for task in bundles}
     stamps = tuple((str(path), (path / CARD).stat().st_mtime_ns) for path in bundles.values())

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_modules.tasks import Task
+from merging import predict
 from merging.advisor import Disturbance, recommended, show
 from merging.paired import retention
 from merging.predict import output_drift, predict_retention, temperature, tolerance
@@ -81,6 +82,18 @@ def test_the_temperature_undoes_a_factor() -> None:
     sure = float(logits.softmax(1).amax(1).mean())
     assert temperature(4 * logits, sure) == pytest.approx(4, rel=1e-4)
     assert 0 < temperature(logits, 1.0) < temperature(logits, 0.0) < 21
+    assert temperature(logits, 1.0) == temperature(logits, 0.999)  # of 500 images none missed: no more than half a one
+
+
+def test_classes_that_no_image_has_do_not_count() -> None:
+    """As torchmetrics' macro F1 leaves them out."""
+    single, merged, labels = class_case(400, 0)
+    few = labels < 2
+    scores = [score(CLASSES, outputs[few], labels[few]) for outputs in (single, merged)]
+    assert int(few.sum()) > 50
+    stand = predict._stand(CLASSES, single[few], merged[few], {}, labels[few])
+    assert stand.measured is not None
+    assert stand.measured(torch.arange(int(few.sum()))) == pytest.approx(scores[1] / scores[0], abs=1e-6)
 
 
 def test_numbers_follow_independent_errors() -> None:

@@ -82,6 +82,16 @@ def test_factors_are_trained_in_float32_beside_a_backbone_in_bfloat16(
     assert (False, torch.bfloat16) in kinds
 
 
+def test_a_fifth_of_few_pictures_is_held_out(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HELD_OUT", 64)
+    config = merge_config(command(outputs, "tasks=[leaves,dots]"))
+    bench = open_bench(config, find_bundles(config)).bench
+    pool = module._Pool(bench, "leaves", 100, mirror=False)
+    assert (len(pool.pixels), pool.count) == (56, 45)
+    with pytest.raises(CommandError, match="needs five images of leaves or more, and got 4"):
+        module._Pool(bench, "leaves", 4, mirror=False)
+
+
 def test_a_loss_that_is_not_finite_ends_it(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverged(student: torch.nn.Module, *_: Any) -> torch.Tensor:
         return sum(value.sum() for value in student.parameters() if value.requires_grad) * torch.tensor(float("nan"))

@@ -183,6 +183,8 @@ def test_the_card_shows_recipe_retention_data_and_use(tmp_path: Path) -> None:
     assert "| accuracy | 0.5000 |" in model_card(members[1], [])
     card["rows"] = card["rows"][:1]
     assert "was not scored" in model_card(card, members)
+    card["rows"] = [{"task": "age", **row, "retention": None}, {"task": "leaves", **row}]
+    assert "| 0.5000 | 0.4000 | ? |" in model_card(card, members)
 
 
 def test_uploads_are_asked_for_in_full() -> None:

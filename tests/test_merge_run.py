@@ -14,16 +14,18 @@ from peft import PeftModel
 from PIL import Image
 
 from datamodules.datamodule import normalize
-from launch.errors import AdapterError, CommandError, DataError
+from launch.bundles import find_bundles
+from launch.errors import AdapterError, DataError
 from launch.runs import finish
 from lightning_modules.backbone import create_backbone, split_qkv
 from merging.bundle import read_parts
 from merging.evaluate import COLUMNS
 from merging.linear import cat
 from merging.members import read_member
-from merging.methods import require_delta
+from merging.methods import merge_function, require_delta
 from merging.model import load
 from merging.run import _open as open_
+from merging.run import open_bench
 from reporting.examples import read_examples
 from tests.conftest import SIZE, TINY
 from tests.merge_cases import SHIPPED
@@ -42,17 +44,13 @@ SMALL = {  # so that methods which take minutes take a moment
     "ladder": ["merge.rungs=[tsv,{svd:{rank:2}}]", "merge.after=none"],
     "search": ["merge.images=20", "merge.cat_shares=[0.0,1.0]", "merge.candidates=[tsv]"],
 }
-LOOKED_AT = {"gram_seq": 8, "regress": 16, "search": 20}
+LOOKED_AT = {"distill": 100, "gram_seq": 8, "regress": 16, "search": 20}
 
 
 @pytest.mark.parametrize("method", SHIPPED)
 def test_every_shipped_method_merges_a_pair(outputs: Path, method: str) -> None:
     members = ["leaves"] if method == "frozen" else ["level", "leaves"]
     more = [f"merge={method}", f"tasks=[{','.join(members)}]", "save=false", *SMALL.get(method, [])]
-    if method == "distill":  # it keeps 64 pictures of each task back, and there are 42 here
-        with pytest.raises(CommandError, match="needs more than 64"):
-            merge_here(command(outputs, *more))
-        return
     result, _ = merge_here(command(outputs, *more))
     rows = result["rows"]
     assert [row["task"] for row in rows] == sorted(members)
@@ -64,6 +62,20 @@ def test_every_shipped_method_merges_a_pair(outputs: Path, method: str) -> None:
         assert row["retention"] == pytest.approx(better)
         assert row["low"] <= row["high"]
         assert row["images"] == LOOKED_AT.get(method, 0)
+
+
+def test_weights_by_block_serve_what_is_merged_block_by_block(outputs: Path) -> None:
+    given = ["merge=gram_seq", "merge.images=8", "tasks=[leaves,level]"]
+    changes = []
+    for weights in ("null", "{leaves:{blocks.0:0.0},level:{blocks.0:0.0}}"):
+        config = merge_config(command(outputs, *given, f"merge.weights={weights}"))
+        delta = merge_function(config.merge)(open_bench(config, find_bundles(config)).bench, ["leaves", "level"]).delta
+        assert delta is not None
+        changes.append({module: float((b @ a).norm()) for module, (b, a) in delta.items()})
+    assert changes[0].keys() == changes[1].keys()
+    for module, size in changes[1].items():
+        assert (size == 0) == module.startswith("blocks.0.")
+        assert changes[0][module] > 0
 
 
 def test_a_head_on_deep_features_is_no_member(outputs: Path, tmp_path: Path) -> None:
@@ -143,12 +155,14 @@ def test_a_retention_of_nothing_is_left_open(
     monkeypatch.setattr(
         evaluate, "retention", lambda metric, *more: float("inf") if metric == "accuracy" else plain(metric, *more)
     )
-    result, run = merge_here(command(outputs, "merge=cat", "tasks=[leaves,level]", "save=false", "images=25"))
+    result, run = merge_here(command(outputs, "merge=cat", "tasks=[leaves,level]", "images=25", "name=nothing"))
     kept = {row["task"]: row["retention"] for row in result["rows"]}
     assert kept["leaves"] is None
     assert result["score"] == result["worst"] == kept["level"]
     assert "of 1 members" in capsys.readouterr().out
     finish(run, {}, result, "")
+    (line,) = [line for line in (outputs / "models/nothing/README.md").read_text().splitlines() if "| leaves |" in line]
+    assert line.endswith("| ? |")
 
 
 def test_models_of_other_settings_stand_side_by_side(outputs: Path) -> None:
