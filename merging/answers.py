@@ -35,6 +35,11 @@ class Sight(NamedTuple):
     scale: float | None
     reduced: bool
 
+    @property
+    def words(self) -> str:
+        """As messages tell it."""
+        return self.fit if self.scale is None else f"{self.fit} of a face x {self.scale:g}"
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -81,7 +86,7 @@ class Answered:
 
 
 def sights(views: Mapping[str, View], faces: bool) -> dict[Sight, list[str]]:
-    """The tasks of each sight.
+    """The tasks of each sight. Those that differ in nothing but ``reduced`` share the exact one, and so one pass.
 
     Args:
         faces: tasks that were trained on faces read the face that was found (all tasks where none is known to have
@@ -94,6 +99,9 @@ def sights(views: Mapping[str, View], faces: bool) -> dict[Sight, list[str]]:
         scale = (view.face_scale or 1.0) if reads_face else None
         reduced = scale is None and view.face_scale is None and view.task.kind != "keypoints"
         found.setdefault(Sight(view.fit, scale, reduced), []).append(name)
+    for sight in [sight for sight in found if sight.reduced]:
+        if (exact := sight._replace(reduced=False)) in found:
+            found[exact] = sorted(found[exact] + found.pop(sight))
     return found
 
 

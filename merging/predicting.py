@@ -68,7 +68,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         hold_frozen_weights(model.backbone, dtype)
     wanted = sights(model.tasks, config.faces == "detect")
     if len(wanted) > 1:
-        ways = "; ".join(f"{', '.join(names)}: {sight.fit}" for sight, names in wanted.items())
+        ways = "; ".join(f"{', '.join(names)}: {sight.words}" for sight, names in wanted.items())
         log.info("The tasks see pictures in %d ways, so each takes as many passes (%s)", len(wanted), ways)
     output = Path(config.output_file).expanduser()
     pictures = None if config.pictures is None else Path(config.pictures).expanduser()

@@ -61,7 +61,7 @@ def test_answers_are_the_models_on_pictures_cropped_as_in_training(tmp_path: Pat
         write_picture(tmp_path / "in" / f"{number}.png", noise(number, 50, 70 + number))
     told = predict(config(tmp_path, model, tmp_path / "in", "batch_size=2"))
     assert told == {
-        "output": str(tmp_path / "out" / "predictions" / "model.csv"), "passes": 2, "pictures": 5, "answers": 5,
+        "output": str(tmp_path / "out" / "predictions" / "model.csv"), "passes": 1, "pictures": 5, "answers": 5,
         "unreadable": 0, "without_face": 0,
     }  # fmt: skip
     found = rows(Path(told["output"]))
@@ -87,8 +87,12 @@ def test_tasks_share_a_pass_only_where_they_see_the_same(tmp_path: Path) -> None
     views |= load(merged(tmp_path, ["age"], source=face, folder="faces")).tasks
     views |= load(merged(tmp_path, ["galaxy"], fit="squash", folder="squashed")).tasks
     assert sights(views, faces=False) == {
+        Sight("crop", None, False): ["age", "leaves", "stone"],  # no second pass for how a JPEG is decoded
+        Sight("squash", None, True): ["galaxy"],
+    }
+    plain = {name: view for name, view in views.items() if name != "age"}
+    assert sights(plain, faces=False) == {
         Sight("crop", None, True): ["leaves", "stone"],
-        Sight("crop", None, False): ["age"],
         Sight("squash", None, True): ["galaxy"],
     }
     assert sights(views, faces=True)[Sight("crop", 1.3, False)] == ["age"]
