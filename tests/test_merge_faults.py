@@ -7,7 +7,6 @@ from launch.compose import Composer
 from launch.config import find_faults
 from launch.merge_schema import MergeConfig
 
-
 COMPOSER = Composer("merge", CONF)
 
 
