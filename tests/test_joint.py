@@ -164,6 +164,12 @@ def part_root(conf, name):
     return (conf / "data" / f"{name}.yaml").read_text().split("root: ")[1].strip()
 
 
+def test_its_own_tasks_are_not_avoided(tmp_path, conf):
+    """Neither of them has an adapter that could be asked."""
+    result, _ = train_here([*BOTH, *overrides(tmp_path, "trainer.max_epochs=1", "lora.avoid=[leaves,dot]")], conf)
+    assert result["epochs"] == 1
+
+
 def test_stopped_between_epochs_it_ends_with_the_same_bytes(tmp_path, conf, monkeypatch):
     more = overrides(tmp_path, "trainer.max_epochs=3", "lora.dropout=0.1", "members.dot.data.batch_size=4")
     _, whole = train_here([*BOTH, *more, f"paths.outputs={tmp_path / 'undisturbed'}"], conf)
