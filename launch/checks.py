@@ -95,6 +95,15 @@ def units(kind: str, wanted: dict[str, float] | None) -> Iterator[str]:
         yield f"task.units={show(wanted)}: only a regression has units; this task is {kind}."
 
 
+def fit(kind: str, wanted: str | None) -> Iterator[str]:
+    """An error in distances between points needs one scale in both directions."""
+    if kind == "keypoints" and wanted == "squash":
+        yield (
+            "data.fit=squash: stretched pictures have two scales, so no distance of points can be measured in them; "
+            "use pad (no point is cut off) or crop."
+        )
+
+
 def classes(kind: str, wanted: list[str] | dict[str, list[str]] | None) -> Iterator[str]:
     """Classes are for classification; each old class goes to one new class."""
     if wanted is None:

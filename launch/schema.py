@@ -222,6 +222,7 @@ TASK_CHECKS: tuple[Check, ...] = (
     (("task.kind", "task.flip_index", "task.augment"), checks.flip),
     (("task.kind", "task.units"), checks.units),
     (("task.kind", "data.classes"), checks.classes),
+    (("task.kind", "data.fit"), checks.fit),
     (("data.val_fraction", "data.test_fraction"), checks.fractions),
     (("data",), checks.source_arguments),
 )

@@ -280,6 +280,8 @@ def test_keypoints(faults):
     flip = (*own, "task.eye_corners=[0,1]", "task.augment.hflip=true")
     assert faults(*flip, "task.flip_index=[1,0,2]") == []
     assert faults(*flip, "task.flip_index=[1,2,0]")[0].startswith("task.flip_index=[1,2,0]: must hold each number")
+    assert faults(*own, "task.eye_corners=[0,1]", "data.fit=squash")[0].startswith("data.fit=squash: stretched")
+    assert faults(*OWN, "data.fit=squash") == []
     assert faults(*own, "task.eye_corners=[0,1]", "data.classes=[a,b]")[0].startswith(
         "data.classes=[a,b]: a keypoints task"
     )
