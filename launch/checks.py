@@ -240,4 +240,5 @@ def _argument_faults(
         elif not signature[key].allows(value):
             is_number = type(value) in (int, float) and "str" in (signature[key].kinds or ())
             quoted = f" To give it as text quote it twice: \"{section}.{key}='{value}'\"." if is_number else ""
-            yield f"{section}.{key}={show(value)}: must be {signature[key].wanted()}.{quoted}"
+            hint = nearest(str(value), signature[key].choices())
+            yield f"{section}.{key}={show(value)}: must be {signature[key].wanted()}.{quoted}{hint}"

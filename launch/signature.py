@@ -17,25 +17,33 @@ _NAMES = {
     "Dict": "dict", "Mapping": "dict",
 }  # fmt: skip
 
+Kind = str | tuple[str, object]  # a type, or the type and value of one choice of a Literal
+
 
 @dataclass(frozen=True)
 class Argument:
     """One argument: what a yaml value for it may be (``kinds`` None: anything), and whether it must be given."""
 
-    kinds: frozenset[str] | None
+    kinds: frozenset[Kind] | None
     required: bool
 
     def allows(self, value: object) -> bool:
-        """Whether a plain yaml value is of a type that the annotation admits."""
+        """Whether a plain yaml value is of a type, or one of the choices, that the annotation admits."""
         if self.kinds is None:
             return True
         kind = "null" if value is None else type(value).__name__
-        return kind in self.kinds or (kind == "int" and "float" in self.kinds)
+        if kind in self.kinds or (kind == "int" and "float" in self.kinds):
+            return True
+        return any((kind, value) == choice for choice in self.kinds)
+
+    def choices(self) -> list[str]:
+        """The values that a Literal lists, as text."""
+        return sorted(str(choice[1]) for choice in self.kinds or () if isinstance(choice, tuple))
 
     def wanted(self) -> str:
-        """The admitted types in plain words."""
+        """The admitted choices and types in plain words."""
         kinds = (self.kinds or frozenset()) - ({"int"} if "float" in (self.kinds or ()) else set())
-        return " or ".join(_WORDS[kind] for kind in _WORDS if kind in kinds)
+        return " or ".join([*self.choices(), *(_WORDS[kind] for kind in _WORDS if kind in kinds)])
 
 
 @functools.cache
@@ -98,7 +106,7 @@ def _of_function(node: ast.FunctionDef) -> Iterator[tuple[str, Argument]]:
         yield argument.arg, Argument(frozenset(kinds) if kinds else None, required=default is None)
 
 
-def _kinds(node: Any) -> set[str] | None:
+def _kinds(node: Any) -> set[Kind] | None:
     """Kinds of an annotation; empty for a class that no yaml value can be, None where anything may be meant."""
     if isinstance(node, ast.Constant):
         if isinstance(node.value, str):
@@ -118,7 +126,7 @@ def _kinds(node: Any) -> set[str] | None:
         inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         if outer == "Literal":
             values = [item.value for item in inner if isinstance(item, ast.Constant)]
-            return {"null" if value is None else type(value).__name__ for value in values}
+            return {"null" if value is None else (type(value).__name__, value) for value in values}
         if outer in ("Optional", "Union"):
             found = _union(inner)
             return found | {"null"} if found is not None and outer == "Optional" else found
@@ -126,6 +134,6 @@ def _kinds(node: Any) -> set[str] | None:
     return None
 
 
-def _union(nodes: list[Any]) -> set[str] | None:
+def _union(nodes: list[Any]) -> set[Kind] | None:
     found = [_kinds(node) for node in nodes]
     return None if any(kinds is None for kinds in found) else set().union(*(kinds for kinds in found if kinds))

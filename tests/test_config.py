@@ -287,6 +287,17 @@ def test_keypoints(faults):
     )
 
 
+def test_choices_of_a_dataset_are_known_before_it_is_read(faults):
+    assert faults("task=firerisk", "data.split=spatial", "data.format=files") == []
+    assert faults("task=firerisk", "data.split=spacial") == [
+        "data.split=spacial: must be official or spatial. Did you mean 'spatial'?"
+    ]
+    assert faults("task=age_class", "data.crop=hole", "data.format=3") == [
+        "data.format=3: must be auto or files or parquet.",
+        "data.crop=hole: must be face or whole. Did you mean 'whole'?",
+    ]
+
+
 def test_only_heads_on_the_frozen_backbone_read_deep_features(faults):
     (text,) = faults(*OWN, "features=deep", "lora.rank=4")
     assert text.startswith("features=deep: a head beside an adapter (lora.rank=4) reads the class token")
