@@ -35,6 +35,7 @@ class FeatureBatches(Dataset[Batch]):
     ) -> None:
         self.views, self.index, self.bounds = views, index, bounds
         self.seed, self.shuffle = seed, shuffle
+        self._order: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -42,10 +43,15 @@ class FeatureBatches(Dataset[Batch]):
     def __getitem__(self, item: Item | int) -> Batch:
         """Batch (epoch, number); a bare number (Lightning's overfit_batches) is of the first view and order."""
         epoch, number = (0, item) if isinstance(item, int) else item
-        order = epoch_order(len(self.index), self.seed, epoch) if self.shuffle else np.arange(len(self.index))
-        rows = torch.from_numpy(order[self.bounds[number] : self.bounds[number + 1]])
+        rows = torch.from_numpy(self._epoch(epoch)[self.bounds[number] : self.bounds[number + 1]])
         features, targets = self.views[epoch % len(self.views)]
         return {"image": features[rows], "target": targets[rows], "index": self.index[rows]}
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if self._order is None or self._order[0] != epoch:
+            count = len(self.index)
+            self._order = epoch, epoch_order(count, self.seed, epoch) if self.shuffle else np.arange(count)
+        return self._order[1]
 
 
 class FeatureDataModule(L.LightningDataModule):

@@ -6,7 +6,8 @@ import torch
 
 from datamodules.datamodule import ImageDataModule, normalize
 from datamodules.image_folder import ImageFolder
-from lightning_modules.features import FeatureDataModule
+from lightning_modules import features as features_module
+from lightning_modules.features import FeatureBatches, FeatureDataModule
 from merging.features import deep_width
 from merging.model import load
 from tests.conftest import SIZE
@@ -58,6 +59,18 @@ def test_epochs_go_through_the_views_and_the_orders_of_the_images(vit, images):
     assert shared
     assert all(torch.equal(by_index(first)[index], again[index]) for index in shared)
     assert not torch.equal(by_index(second)[shared[0]], again[shared[0]])
+
+
+def test_the_order_of_an_epoch_is_drawn_once(monkeypatch):
+    drawn = []
+    draw = features_module.epoch_order
+    monkeypatch.setattr(features_module, "epoch_order", lambda *given: drawn.append(given) or draw(*given))
+    rows = torch.arange(12)
+    batches = FeatureBatches([(rows[:, None].float(), rows)], rows, [0, 4, 8, 12], seed=1, shuffle=True)
+    for epoch in (0, 1, 0):
+        found = torch.cat([batches[epoch, number]["index"] for number in range(3)])
+        assert found.tolist() == draw(12, 1, epoch).tolist()
+    assert drawn == [(12, 1, 0), (12, 1, 1), (12, 1, 0)]
 
 
 def test_without_augmentation_one_view_is_enough(vit, images):
