@@ -1,4 +1,4 @@
-"""Reads a CSV file with line numbers, and gathers what is wrong with it."""
+"""Reads CSV files and lists with line numbers, and gathers what is wrong with them."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -55,6 +55,18 @@ class CsvFile:
     folder: str
     header: list[str]
     rows: Iterator[tuple[int, list[str]]]
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a published list.
+
+    Raises:
+        DataError: it is not UTF-8 text.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a text in UTF-8 ({error}); it may be damaged: fetch it again.") from error
 
 
 def read_csv(path: Path, name: str, faults: Faults) -> CsvFile:

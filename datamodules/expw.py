@@ -17,6 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from datamodules.base import BOX, Records
+from datamodules.csv_files import read_lines
 from datamodules.file_index import per_file
 from datamodules.sources import Part, Publication, PublishedSource, RemoteFile
 from launch.errors import DataError
@@ -109,7 +110,7 @@ class ExpW(PublishedSource):
 
 def _read_list(path: Path) -> pd.DataFrame:
     rows, faults = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         fields = line.split()
         if not fields:
             continue

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from datamodules.base import BOX, Records
+from datamodules.csv_files import read_lines
 from datamodules.sources import Part, Publication, PublishedSource, RemoteFile
 from launch.errors import DataError
 
@@ -103,7 +104,7 @@ class Wflw(PublishedSource):
 
 def _read_list(path: Path) -> pd.DataFrame:
     numbers, pictures, faults = [], [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         *fields, picture = line.split()

@@ -88,6 +88,13 @@ def test_a_line_of_another_form_is_named(tmp_path: Path, line: str) -> None:
         ExpW(root=tmp_path).records()
 
 
+def test_a_list_that_is_no_text_is_named(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "label" / "label.lst").write_bytes(LINES.encode("utf-16"))
+    with pytest.raises(DataError, match=r"label\.lst is not a text in UTF-8 \(.*fetch it again"):
+        ExpW(root=tmp_path).records()
+
+
 def test_a_face_listed_twice_counts_once(tmp_path: Path) -> None:
     write(tmp_path, LINES + LINES.splitlines()[0])
     assert ExpW(root=tmp_path).records().dropped["face listed twice"] == 1

@@ -99,6 +99,13 @@ def test_the_flip_is_an_involution_that_mirrors_a_face() -> None:
         assert sorted(FLIP_INDEX_98[start:end]) == list(range(start, end))
 
 
+def test_a_list_that_is_no_text_is_named(tmp_path: Path) -> None:
+    source = write(tmp_path, test=[line("e/a.jpg")])
+    (tmp_path / FOLDER / "list_98pt_rect_attr_test.txt").write_bytes(line("e/a.jpg").encode("utf-16"))
+    with pytest.raises(DataError, match=r"test\.txt is not a text in UTF-8 \(.*fetch it again"):
+        source.records()
+
+
 @pytest.mark.parametrize(
     "bad", ["1 2 3 a.jpg", line("e/a.jpg").replace(" 10 20", " nan 20"), line("e/a.jpg")[9:], line("../a.jpg")]
 )
