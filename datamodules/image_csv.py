@@ -41,8 +41,8 @@ class ImageCsv(Source):
             the columns x, y of one point after another; by default all of x0, y0, x1, y1, ... in numeric
             order, in picture pixels.
         kind: classification | regression | keypoints.
-        image_dir: folder of the pictures below the root, or a mapping split -> folder; None: see
-            ``image_column``.
+        image_dir: folder of the pictures below the root, or a mapping split -> folder (of the row's split, by ``csv``
+            or ``split_column``); None: see ``image_column``.
         split_column: official split of each row (train, val, test).
         group_column: rows with the same value (person, scene) are never separated.
         group_pattern: the same from the picture's path: a regular expression searched in it whose first
@@ -76,7 +76,12 @@ class ImageCsv(Source):
         self.image_column = image_column
         self.target_column = target_column
         self.kind = kind
-        self.image_dir = image_dir
+        self.image_dir = _image_dirs(image_dir)
+        if isinstance(image_dir, Mapping) and split_column is None and not isinstance(csv, Mapping):
+            raise DataError(
+                f"data.image_dir={dict(image_dir)}: which row is of which split is not known; give data.split_column, "
+                "or data.csv as a mapping split -> file."
+            )
         self.split_column = split_column
         self.group_column = group_column
         try:
@@ -202,15 +207,16 @@ class ImageCsv(Source):
         faults: Faults,
     ) -> dict[str, Any] | None:
         before = faults.count
-        key = self._locate(cells[columns["image"][0]].strip(), split, file, line, faults)
-        target = self._target([cells[position].strip() for position in columns["target"]], file, line, columns, faults)
-        row = {"key": key, "target": target}
         if "split" in columns:
             try:
-                row["split"] = split_name(cells[columns["split"][0]])
+                split = split_name(cells[columns["split"][0]])
             except DataError as error:
                 faults.add("not a split (train, val, test)", file.name, line, str(error).split(" is ")[0])
-        elif split is not None:
+                return None  # the picture's folder may depend on it
+        key = self._locate(cells[columns["image"][0]].strip(), split, file, line, faults)
+        target = self._target([cells[position].strip() for position in columns["target"]], file, line, columns, faults)
+        row: dict[str, Any] = {"key": key, "target": target}
+        if split is not None:
             row["split"] = split
         if "group" in columns:
             row["group"] = cells[columns["group"][0]].strip() or None
@@ -249,7 +255,7 @@ class ImageCsv(Source):
         if not path:
             faults.add(f"no value in column '{self.image_column}'", file.name, line)
             return None
-        if inner.is_absolute() or ".." in inner.parts or re.match(r"[A-Za-z]:", path):
+        if _leaves_root(path):
             faults.add("a path that leaves data.root", file.name, line, path)
             return None
         folder = self.image_dir if isinstance(self.image_dir, str | None) else self.image_dir.get(split or "")
@@ -297,10 +303,22 @@ def _csv_files(csv: str | Sequence[str] | Mapping[str, str]) -> list[tuple[str |
     if not pairs:
         raise DataError("data.csv names no file.")
     for _, file in pairs:
-        inner = PurePosixPath(file.replace("\\", "/"))
-        if inner.is_absolute() or ".." in inner.parts:
+        if _leaves_root(file):
             raise DataError(f"data.csv={file} must be a path below data.root.")
     return pairs
+
+
+def _image_dirs(given: str | Mapping[str, str] | None) -> str | dict[str, str] | None:
+    """As given, with the usual names of the splits."""
+    for folder in given.values() if isinstance(given, Mapping) else [given or ""]:
+        if _leaves_root(str(folder)):
+            raise DataError(f"data.image_dir={folder} must be a folder below data.root.")
+    return {split_name(split): str(folder) for split, folder in given.items()} if isinstance(given, Mapping) else given
+
+
+def _leaves_root(path: str) -> bool:
+    inner = PurePosixPath(path.replace("\\", "/"))
+    return inner.is_absolute() or ".." in inner.parts or re.match(r"[A-Za-z]:", path) is not None
 
 
 def _is_number(cell: str) -> bool:

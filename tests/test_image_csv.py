@@ -63,6 +63,24 @@ def test_points_in_numeric_order(root: Path) -> None:
         ImageCsv(root, target_column=["x3", "y3", "x1"], **options).records()
 
 
+def test_folders_by_split_follow_the_split_column(tmp_path: Path) -> None:
+    for split, folder in (("train", "A"), ("val", "B")):
+        write_picture(tmp_path / folder / "0.png", noise(len(split)))
+    write(tmp_path, "file,label,part\n0.png,a,train\n0.png,b,dev\n")
+    source = ImageCsv(tmp_path, image_dir={"training": "A", "validation": "B"}, split_column="part")
+    table = source.records().table
+    assert table[["key", "split"]].values.tolist() == [["A/0.png", "train"], ["B/0.png", "val"]]
+    with pytest.raises(DataError, match=r"data\.image_dir=.* split is not known; give data\.split_column"):
+        ImageCsv(tmp_path, image_dir={"train": "A", "val": "B"})
+
+
+@pytest.mark.parametrize("folder", ["../out", "/tmp", "a/../../b", "C:\\pictures"])
+def test_no_folder_of_pictures_leaves_the_root(root: Path, folder: str) -> None:
+    for given in (folder, {"train": "images", "test": folder}):
+        with pytest.raises(DataError, match=r"data\.image_dir=.* must be a folder below data\.root"):
+            ImageCsv(root, image_dir=given, split_column="split")
+
+
 def test_one_csv_per_split_with_folders_of_their_own(tmp_path: Path) -> None:
     for split in ("training", "test"):
         write_picture(tmp_path / split / "a_1.png", noise(len(split)))
