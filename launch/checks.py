@@ -29,6 +29,7 @@ TRAINER_OWNED = {
     "callbacks": "early stopping and checkpoints are set by early_stopping.patience and resume",
     "default_root_dir": "choose the folder with paths.outputs=DIR",
     "enable_checkpointing": "checkpoints are what resume=auto goes on from",
+    "barebones": "a run keeps a log and checkpoints, which it would go without",
     "max_steps": "a run is resumed by whole epochs; use trainer.max_epochs=N",
 }
 
@@ -202,6 +203,14 @@ def trainer_arguments(trainer: dict[str, Any]) -> Iterator[str]:
     for key in ("devices", "num_nodes", "accumulate_grad_batches"):
         if own.get(key) == 0:
             yield f"trainer.{key}=0: must be 1 or more."
+    for key, use in (("train", "learned from"), ("val", "what the best epoch is chosen by"), ("test", "scored")):
+        if own.get(f"limit_{key}_batches") == 0:
+            yield f"trainer.limit_{key}_batches=0: must be more than 0: these batches are {use}."
+    if own.get("check_val_every_n_epoch", 1) != 1:
+        yield (
+            f"trainer.check_val_every_n_epoch={show(own['check_val_every_n_epoch'])}: must be 1: each epoch is "
+            "validated, so that the best one is known."
+        )
 
 
 def trainer_signature() -> dict[str, Argument]:

@@ -199,6 +199,15 @@ FAULTS = [
         "trainer.max_epochs=-1",
         "trainer.max_epochs=-1: must be 1 or more: the learning rate falls to 0 at the last one.",
     ),
+    ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0: must be more than 0: these batches are learned"),
+    ("trainer.limit_val_batches=0.0", "trainer.limit_val_batches=0: must be more than 0: these batches are what the"),
+    ("trainer.limit_test_batches=0", "trainer.limit_test_batches=0: must be more than 0: these batches are scored."),
+    ("trainer.check_val_every_n_epoch=2", "trainer.check_val_every_n_epoch=2: must be 1: each epoch is validated"),
+    ("trainer.check_val_every_n_epoch=null", "trainer.check_val_every_n_epoch=null: must be 1: each epoch is"),
+    (
+        "trainer.barebones=true",
+        "trainer.barebones=true: not set here; a run keeps a log and checkpoints, which it would",
+    ),
     ("trainer.max_steps=9", "trainer.max_steps=9: not set here; a run is resumed by whole epochs; use trainer.max_epo"),
     *(
         (f"trainer.precision={name}", f"trainer.precision={name}: must be one of auto, 32-true, 16-mixed, bf16-mixed, ")
