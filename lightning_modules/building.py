@@ -221,14 +221,15 @@ def build_trainer(config: Training, loggers: list[Logger], checkpoints: Path, mo
     """Lightning's Trainer from ``trainer.*``, with precision ``auto`` resolved."""
     arguments = dict(config.trainer)
     precision = resolve_precision(str(arguments.pop("precision", "auto")), str(arguments.get("accelerator", "auto")))
-    callbacks = training_callbacks(str(checkpoints), monitor, mode, config.early_stopping.patience)
+    wanted = arguments.pop("enable_progress_bar", None)
+    bar = sys.stderr.isatty() if wanted is None else bool(wanted)
+    callbacks = training_callbacks(str(checkpoints), monitor, mode, config.early_stopping.patience, bar)
     if arguments.get("fast_dev_run"):
         callbacks = []
     if config.lora.max_norm is not None:
         callbacks.append(CapNorms(config.lora.max_norm))
     defaults: dict[str, Any] = {
         "enable_model_summary": False,
-        "enable_progress_bar": sys.stderr.isatty(),
         "log_every_n_steps": 1,  # all that is logged in training is a mean over an epoch
         "num_sanity_val_steps": 0,  # the data was read and checked when its cache was built
         "use_distributed_sampler": False,  # our loaders share the work out themselves
@@ -236,6 +237,7 @@ def build_trainer(config: Training, loggers: list[Logger], checkpoints: Path, mo
     return L.Trainer(
         **(defaults | arguments),
         precision=cast(Any, precision),
+        enable_progress_bar=bar,
         logger=loggers,
         callbacks=callbacks,
         default_root_dir=checkpoints.parent,

@@ -1,7 +1,6 @@
 """Lightning callbacks of a training run."""
 
 import logging
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -76,7 +75,7 @@ class Bar(RichProgressBar):
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
-def training_callbacks(folder: str, monitor: str, mode: str, patience: int | None) -> list[Callback]:
+def training_callbacks(folder: str, monitor: str, mode: str, patience: int | None, bar: bool) -> list[Callback]:
     """Early stopping, the best and the last checkpoint by the end of each training epoch, and progress.
 
     The order matters for resuming: ``last`` is written after the others have seen the epoch, so that their state in
@@ -93,6 +92,6 @@ def training_callbacks(folder: str, monitor: str, mode: str, patience: int | Non
         checkpoint(filename=LAST, monitor=None),
         EpochLog(monitor),
     ]
-    if sys.stderr.isatty():
+    if bar:
         callbacks.append(Bar())
     return callbacks

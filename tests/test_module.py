@@ -179,7 +179,7 @@ def test_a_moved_run_keeps_its_best_checkpoint(tmp_path, monkeypatch):
     )
 
     def fit(folder, epochs, **resume):
-        callbacks = training_callbacks(str(tmp_path / folder), "val/score", "max", None)
+        callbacks = training_callbacks(str(tmp_path / folder), "val/score", "max", None, bar=False)
         runner = trainer(tmp_path, max_epochs=epochs, callbacks=callbacks, enable_checkpointing=True)
         runner.fit(module(LEAVES), loader(LEAVES), loader(LEAVES), **resume)
 

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -201,6 +202,12 @@ def test_bf16_training_runs_and_saves_float32(tmp_path):
     assert result["precision"] == "bf16-mixed"
     tensors = load_bundle(tmp_path / "out/adapters/leaves/r2-s0").tensors
     assert {value.dtype for value in tensors.values()} == {torch.float32}
+
+
+def test_on_a_terminal_too_there_is_no_bar_unless_wanted(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    result, _ = train_here(leaves(tmp_path, "trainer.enable_progress_bar=false", "trainer.max_epochs=1"))
+    assert result["epochs"] == 1
 
 
 def test_two_processes_leave_what_one_would(tmp_path):
