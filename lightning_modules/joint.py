@@ -57,12 +57,13 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
     checkpoints, singles = run.path / "checkpoints", config.singles()
     backbone, backbone_card, lora = build_adapted(config)
     parameters = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
-    images, tasks, heads = {}, {}, {}
+    images, tasks, heads, subsets = {}, {}, {}, {}
     for name, single in singles.items():
         images[name] = build_datamodule(single, sources[name])
         images[name].prepare_data()
         images[name].setup()
         tasks[name] = build_task(single, images[name])
+        subsets[name] = build_subsets(single, images[name])
         torch.manual_seed(config.seed)  # each head starts as it does alone
         mean = images[name].target_mean
         heads[name] = MLPHead(backbone.num_features, tasks[name].outputs, None if mean is None else torch.tensor(mean))
@@ -85,7 +86,7 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
             model,
             tasks,
             seed=config.seed,
-            subsets={name: build_subsets(single, images[name]) for name, single in singles.items()},
+            subsets=subsets,
             units=units,
             constants=constants,
             fingerprints={name: part.fingerprint for name, part in images.items()},

@@ -69,6 +69,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
     images.prepare_data()
     images.setup()
     task = build_task(config, images)
+    subsets = {task.name: build_subsets(config, images)}
     torch.manual_seed(config.seed)
     center = None if images.target_mean is None else torch.tensor(images.target_mean)
     reader = DeepFeatures(backbone) if config.features == "deep" else backbone
@@ -85,7 +86,6 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
                 hold_frozen_weights(backbone, dtype)
             data = FeatureDataModule(reader, images, config.feature_views, trainer.strategy.root_device, dtype)
             fitted = MultiTaskModel(nn.Identity(), {task.name: head})
-        subsets = {task.name: build_subsets(config, images)}
         module = MultiTaskModule(
             fitted,
             {task.name: task},

@@ -6,6 +6,7 @@ import torch
 
 from datamodules.datamodule import ImageDataModule, normalize
 from datamodules.image_folder import ImageFolder
+from launch.errors import DataError
 from lightning_modules import features as features_module
 from lightning_modules.features import FeatureBatches, FeatureDataModule
 from merging.features import deep_width
@@ -109,6 +110,15 @@ def test_a_head_on_deep_features_stands_beside_the_plain_one_and_answers(tmp_pat
     ]
     assert torch.cat(hits).float().mean() == pytest.approx(result["score"])
     assert result["features"] == "deep"  # which tells reports to put it beside the merges
+
+
+def test_a_subset_that_is_not_there_is_told_before_any_feature(tmp_path, monkeypatch):
+    def computed(*given):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(features_module, "frozen_features", computed)
+    with pytest.raises(DataError, match=r"task\.subsets: profile: there is no such column"):
+        train_here(leaves(tmp_path, "lora.rank=0", "task.subsets=[profile]"))
 
 
 def test_a_head_alone_can_be_made_to_overfit(tmp_path):
