@@ -11,7 +11,7 @@ from datamodules.classes import ClassMap
 from datamodules.crop import Fit
 from datamodules.decode import MAX_PIXELS
 from datamodules.hashes import content_hashes
-from datamodules.prepare import Kind, Prepared, prepare_table
+from datamodules.prepare import Kind, Prepared, check_target, prepare_table
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def make_pixels(
     place = hashlib.sha256(source.root.resolve().as_posix().encode()).hexdigest()[:12]
     records = source.records()
     read = len(records.table) + sum(records.dropped.values())
+    check_target(records, kind, target, classes)  # before the pictures are read, which may take minutes
     index = cache_root / "hashes" / f"{place}.parquet"
     prepared = prepare_table(
         records, kind, target, classes, size, split, split_seed, content_hashes(source, records, index)

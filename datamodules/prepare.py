@@ -99,6 +99,16 @@ def prepare_table(
     return Prepared(table, names, _fingerprint(table, kind, names), dict(dropped), counts, notes)
 
 
+def check_target(records: Records, kind: Kind, target: str | None, classes: ClassMap) -> None:
+    """Refuses what ``prepare_table`` would refuse of target and classes, without a hash of any picture.
+
+    Raises:
+        DataError: no such target column or class, or nothing to learn.
+    """
+    table = records.table.copy()
+    _set_target(table, kind, _target_column(table, kind, target), classes, records.classes, Counter())
+
+
 def split_counts(table: pd.DataFrame, classes: Sequence[str] | None) -> dict[str, dict[str, int]]:
     """split -> class name (or "all") -> number of examples."""
     result: dict[str, dict[str, int]] = {}

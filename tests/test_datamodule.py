@@ -97,6 +97,16 @@ def test_the_last_of_some_are_as_mixed_as_the_first(tmp_path: Path) -> None:
     assert torch.equal(drawn, torch.cat([batch["index"] for batch in data.plain_dataloader("train", 52)])[:40])
 
 
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [({"classes": ["ash", "oka"]}, "no class 'oka'. Did you mean 'oak'"), ({"target": "labl"}, "no column 'labl'")],
+)
+def test_what_is_misspelt_is_told_before_any_picture_is_read(tmp_path: Path, monkeypatch, wrong, text) -> None:
+    monkeypatch.setattr(ImageFolder, "digest", lambda source, row: pytest.fail("a picture was read"))
+    with pytest.raises(DataError, match=text):
+        folder_data(tmp_path, **wrong)
+
+
 def test_same_bytes_for_any_number_of_workers(tmp_path: Path) -> None:
     alone, helped = folder_data(tmp_path, num_workers=0), folder_data(tmp_path, num_workers=2)
     cv2.GaussianBlur(np.zeros((3000, 3000, 3), np.uint8), (9, 9), 2)  # a pool of OpenCV's would now hang the workers
