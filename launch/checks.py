@@ -142,6 +142,12 @@ def weights(wanted: str) -> Iterator[str]:
     )
 
 
+def tensorboard(wanted: bool | None) -> Iterator[str]:
+    """What a run logs into must be there before it computes anything."""
+    if wanted and not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        yield "logger=tensorboard: TensorBoard is not installed; `pip install tensorboard`."
+
+
 def source_arguments(data: dict[str, Any]) -> Iterator[str]:
     """``data._target_`` must be a class of ours, the rest its arguments."""
     target = data.get("_target_")

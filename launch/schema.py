@@ -213,6 +213,7 @@ TRAINING_CHECKS: tuple[Check, ...] = (
     (("lora.targets",), checks.targets),
     (("lora.rank", "features"), _deep_heads),
     (("backbone.weights",), checks.weights),
+    (("logger.tensorboard",), checks.tensorboard),
     (("trainer",), checks.trainer_arguments),
     (("trainer", "hydra.multirun"), checks.one_process_a_job),
 )

@@ -307,6 +307,15 @@ def test_choices_of_a_dataset_are_known_before_it_is_read(faults):
     ]
 
 
+def test_a_missing_tensorboard_is_a_fault_of_the_command(faults, monkeypatch):
+    find = checks.importlib.util.find_spec
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None if "board" in name else find(name))
+    assert faults(*OWN, "logger=csv") == []
+    assert faults(*OWN, "logger=[csv,tensorboard]") == [
+        "logger=tensorboard: TensorBoard is not installed; `pip install tensorboard`."
+    ]
+
+
 def test_only_heads_on_the_frozen_backbone_read_deep_features(faults):
     (text,) = faults(*OWN, "features=deep", "lora.rank=4")
     assert text.startswith("features=deep: a head beside an adapter (lora.rank=4) reads the class token")
