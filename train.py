@@ -8,6 +8,7 @@ from typing import Any
 
 from launch import logs
 from launch.app import main
+from launch.publishing import publish_again
 from launch.runs import Run
 from launch.schema import JointConfig, TrainConfig
 from launch.target import instantiate
@@ -29,4 +30,4 @@ def job(config: TrainConfig | JointConfig, run: Run) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main("train", TrainConfig, job)
+    main("train", TrainConfig, job, skipped=publish_again)

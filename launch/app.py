@@ -34,6 +34,7 @@ def main(
     conf: Path = CONF,
     keeps_run: bool = True,
     inputs: Callable[[Any], Mapping[str, str]] | None = None,
+    skipped: Callable[[Any, Any], None] | None = None,
 ) -> None:
     """Runs a script: the only thing that ``train.py`` and the others call. Ends the process.
 
@@ -48,11 +49,13 @@ def main(
         keeps_run: False for a job that sees by itself what is done already: it gets no run folder and is never skipped.
         inputs: takes the validated config, returns what tells the contents of the files apart that the job reads, by
             name: a run is done anew when they change. Raises a ``UserError`` where one is missing.
+        skipped: takes the validated config and the ``Run`` of a job that is done already and puts back what it keeps
+            outside its folder.
     """
     arguments = get_args_parser().parse_intermixed_args()  # flags may stand between overrides
     logs.set_up()
     try:
-        code = _run(script, schema, job, conf, keeps_run, inputs, arguments)
+        code = _run(script, schema, job, conf, keeps_run, inputs, skipped, arguments)
     except UserError as error:
         log.error("%s", error)
         code = EXIT_COMMAND if isinstance(error, CommandError) else EXIT_FAILED
@@ -65,7 +68,14 @@ def main(
 
 
 def _run(
-    script: str, schema: type[Any], job: Any, conf: Path, keeps_run: bool, inputs: Any, arguments: Namespace
+    script: str,
+    schema: type[Any],
+    job: Any,
+    conf: Path,
+    keeps_run: bool,
+    inputs: Any,
+    skipped: Any,
+    arguments: Namespace,
 ) -> int:
     hydra.version.setbase(HYDRA_VERSION)
     if arguments.multirun and (arguments.cfg or arguments.info or arguments.shell_completion):
@@ -92,7 +102,7 @@ def _run(
 
     from launch import jobs  # what only running needs, a fault in the command should not wait for
 
-    called = jobs.Script(script, schema, job, tuple(_called(arguments)), made, keeps_run, inputs)
+    called = jobs.Script(script, schema, job, tuple(_called(arguments)), made, keeps_run, inputs, skipped)
     if multirun:
         return jobs.run_sweep(called, composer, overrides, config)
     return jobs.run_single(called, composer, overrides).code

@@ -38,6 +38,7 @@ class Script:
     composer: Callable[[], Composer]
     keeps_run: bool = True
     inputs: Callable[[Any], Mapping[str, str]] | None = None  # of a config: see ``runs.content_hash``
+    skipped: Callable[[Any, Run], None] | None = None  # of a config and a run that is done: see ``perform``
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ def _perform(script: Script, sweep_name: str | None, config: DictConfig, command
         log.error("%s", error)
         return Outcome("failed", EXIT_COMMAND, Path(), error=str(error))
     run = describe_run(script.name, model.title, plain, sweep_name, script.keeps_run, inputs)
-    return perform(run, functools.partial(script.job, model), command)
+    skipped = None if script.skipped is None else functools.partial(script.skipped, model)
+    return perform(run, functools.partial(script.job, model), command, skipped)
 
 
 def _hydra(script: Script, composer: Composer) -> Hydra:

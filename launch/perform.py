@@ -37,7 +37,12 @@ class Outcome:
     seconds: float = 0.0
 
 
-def perform(run: Run, job: Callable[[Run], dict[str, Any]], command: list[str]) -> Outcome:
+def perform(
+    run: Run,
+    job: Callable[[Run], dict[str, Any]],
+    command: list[str],
+    skipped: Callable[[Run], None] | None = None,
+) -> Outcome:
     """Runs ``job`` in its folder and never raises.
 
     Args:
@@ -45,6 +50,7 @@ def perform(run: Run, job: Callable[[Run], dict[str, Any]], command: list[str]) 
         job: does the work and returns the content of ``result.json`` (in the further processes of a distributed run
             it may return anything).
         command: the command line, for ``status.json``.
+        skipped: called for a run that is done already; sees to what it keeps outside its folder.
     """
     begun = time.monotonic()
     try:
@@ -52,6 +58,8 @@ def perform(run: Run, job: Callable[[Run], dict[str, Any]], command: list[str]) 
             if run.kept and (result := read_result(run)) is not None and run.config.get("resume") != "restart":
                 told = "Skipped, done already%s: %s (resume=restart does it anew)"
                 log.info(told, _by_other_code(result), run.result_file)
+                if skipped is not None and run.writes:
+                    skipped(run)
                 return Outcome("skipped", EXIT_DONE, run.path, result=result)
             prepare(run)
             with _log_file(run), _sigterm_raises():

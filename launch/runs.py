@@ -204,7 +204,16 @@ def finish(run: Run, made_with: dict[str, Any], returned: dict[str, Any], starte
 
 def read_result(run: Run) -> dict[str, Any] | None:
     """The result of a run that is done, None for any other."""
-    return _read_json(run.result_file)
+    return read_json(run.result_file)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A mapping that was written whole, None where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def write_status(
@@ -229,7 +238,7 @@ def commits_of(run: Run, git: Mapping[str, Any] | None) -> list[str]:
     Args:
         git: of ``launch.provenance``; None outside a checkout.
     """
-    before = (_read_json(run.path / "status.json") or {}).get("commits") or []
+    before = (read_json(run.path / "status.json") or {}).get("commits") or []
     present = [] if git is None else [str(git["commit"])]
     return [commit for commit in before if commit not in present] + present
 
@@ -245,18 +254,10 @@ def now() -> str:
 
 
 def _by_whom(run: Run) -> str:
-    status = _read_json(run.path / "status.json")
+    status = read_json(run.path / "status.json")
     if status is None or status.get("state") != "running":
         return "by another process"
     return f"by process {status['pid']} on {status['host']} since {status['started']}"
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _not_finite(value: Any, key: str) -> Iterator[str]:

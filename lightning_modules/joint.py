@@ -9,13 +9,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import Logger
 from peft import LoraConfig
 
 from datamodules.base import Source
 from datamodules.joint import JointDataModule
-from launch.bundles import bundle_path
-from launch.files import atomic_folder
 from launch.provenance import provenance
+from launch.publishing import kept_bundle, publish
 from launch.runs import Run
 from launch.schema import JointConfig
 from lightning_modules.adapter import save_bundle
@@ -126,8 +126,7 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
         if not trainer.is_global_zero:
             return result
         if not config.trainer.get("fast_dev_run"):
-            result["bundle"] = str(publish_joint(run, config, model, lora, result))
-            log_bundle(opened, run.path / "adapter", f"adapter-{config.title}", {"score": result["score"]})
+            result["bundle"] = str(keep_joint(run, config, model, lora, result, opened))
             for name, task in tasks.items():
                 log_pictures(opened, run.path / "pictures" / name, task, module.answers[name], images[name])
             answers = {name: to_answers(module.answers[name]) for name in tasks}
@@ -140,15 +139,20 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
     return result
 
 
-def publish_joint(
-    run: Run, config: JointConfig, model: MultiTaskModel, lora: LoraConfig | None, result: dict[str, Any]
+def keep_joint(
+    run: Run,
+    config: JointConfig,
+    model: MultiTaskModel,
+    lora: LoraConfig | None,
+    result: dict[str, Any],
+    loggers: list[Logger],
 ) -> Path:
-    """Writes a bundle for each task, all with the same adapter, into the run and under ``adapters/<name>/``.
+    """Writes a bundle for each task, all with the same adapter, into the run and publishes them in one folder.
 
     Each is loaded as a single task's; all appear together or not at all, so that no head stands beside another
     training's adapter. They hold no Grams: such an adapter is not meant to be merged.
     """
-    kept = run.path / "adapter"
+    kept = kept_bundle(run)
     shared = {key: result[key] for key in ("backbone", "lora")} | {
         "seed": config.seed, "run": run.name, "config_hash": run.hash, "provenance": provenance(),
         "joint": list(result["tasks"]),
@@ -156,7 +160,7 @@ def publish_joint(
     for name, single in config.singles().items():
         plain = single.model_dump(mode="json", by_alias=True)
         save_bundle(kept / name, model, name, lora, shared | result["tasks"][name] | {"config": plain})
-    newest = bundle_path(Path(config.paths.outputs), config.name, config.lora.rank, config.seed)
-    with atomic_folder(newest) as folder:
-        shutil.copytree(kept, folder, dirs_exist_ok=True)
-    return newest
+    newest = publish(run, config)
+    if newest is not None:
+        log_bundle(loggers, kept, f"adapter-{config.title}", {"score": result["score"]})
+    return newest or kept

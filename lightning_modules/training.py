@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from datamodules.base import Source
 from datamodules.datamodule import ImageDataModule, normalize
-from launch.bundles import bundle_path
-from launch.files import atomic_folder
 from launch.progress import track
 from launch.provenance import provenance
+from launch.publishing import kept_bundle, publish
 from launch.runs import Run
 from launch.schema import TrainConfig, Training
 from lightning_modules.adapter import save_bundle
@@ -126,7 +125,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
                     grams = task_grams(model.backbone.to(device).eval(), images, config.gram_images, device)
                     result["robustness"] = task_robustness(model.to(device).eval(), task, images, device)
-            result["bundle"] = str(publish(run, config, model, lora, grams, result, opened))
+            result["bundle"] = str(keep(run, config, model, lora, grams, result, opened))
             log_pictures(opened, run.path / "pictures", task, module.answers[task.name], images)
             tested = {task.name: (task, to_answers(module.answers[task.name]), images.pictures)}
             log_examples(opened, run.path / "examples", save_examples(run.path / "examples", tested))
@@ -233,7 +232,7 @@ def task_robustness(model: MultiTaskModel, task: Task, data: ImageDataModule, de
     return measure_robustness(answers, task, data.targets("val", ROBUST_IMAGES))
 
 
-def publish(
+def keep(
     run: Run,
     config: TrainConfig,
     model: MultiTaskModel,
@@ -242,10 +241,7 @@ def publish(
     result: dict[str, Any],
     loggers: list[Logger],
 ) -> Path:
-    """Writes the adapter bundle into the run and, as the newest of its task, rank and seed, under ``adapters/``.
-
-    The run keeps its own copy, so that training again with other settings loses nothing.
-    """
+    """Writes the adapter bundle into the run and publishes it; returns where it is to be found."""
     card = {
         key: result[key]
         for key in ("task", "data", "backbone", "lora", "features", "metric", "score", "metrics", "validation")
@@ -253,10 +249,9 @@ def publish(
     card["robustness"] = result.get("robustness")
     card |= {"seed": config.seed, "run": run.name, "config_hash": run.hash, "provenance": provenance()}
     card["config"] = run.config
-    kept = run.path / "adapter"
+    kept = kept_bundle(run)
     save_bundle(kept, model, config.name, lora, card, grams)
-    newest = bundle_path(Path(config.paths.outputs), config.name, config.lora.rank, config.seed, config.features)
-    with atomic_folder(newest) as folder:
-        shutil.copytree(kept, folder, dirs_exist_ok=True)
-    log_bundle(loggers, kept, f"adapter-{config.title}", {"score": result["score"]})
-    return newest
+    newest = publish(run, config)
+    if newest is not None:
+        log_bundle(loggers, kept, f"adapter-{config.title}", {"score": result["score"]})
+    return newest or kept

@@ -11,6 +11,7 @@ from datamodules.batches import BatchOrder
 from launch.app import CONF
 from launch.compose import Composer
 from launch.config import find_faults, first_config
+from launch.publishing import publish_again
 from launch.schema import JointConfig, TrainConfig
 from lightning_modules.adapter import apply_bundle, load_bundle
 from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
@@ -168,6 +169,15 @@ def test_its_own_tasks_are_not_avoided(tmp_path, conf):
     """Neither of them has an adapter that could be asked."""
     result, _ = train_here([*BOTH, *overrides(tmp_path, "trainer.max_epochs=1", "lora.avoid=[leaves,dot]")], conf)
     assert result["epochs"] == 1
+
+
+def test_where_one_of_its_bundles_is_gone_all_are_published_again(tmp_path, conf):
+    result, run = train_here([*BOTH, *overrides(tmp_path, "trainer.max_epochs=1")], conf)
+    card = Path(result["bundle"], "dot", "card.json")
+    told = card.read_text()
+    card.unlink()
+    publish_again(JointConfig.model_validate(run.config), run)
+    assert card.read_text() == told
 
 
 def test_stopped_between_epochs_it_ends_with_the_same_bytes(tmp_path, conf, monkeypatch):

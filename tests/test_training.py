@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import torch
 from datamodules.datamodule import ImageDataModule
 from datamodules.image_folder import ImageFolder
 from launch.errors import CommandError, DataError
+from launch.publishing import publish_again, shortened
+from launch.schema import TrainConfig
 from lightning_modules import building
 from lightning_modules.adapter import apply_bundle, load_bundle
 from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
@@ -133,8 +136,10 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_bit_for_bit(tmp_path):
         assert resumed.keys() == expected.keys()
         assert all(torch.equal(resumed[key], expected[key]) for key in expected)
 
+    shutil.rmtree(tmp_path / "out/adapters")
     again = train_process(arguments)
     assert again.returncode == 0
+    assert (tmp_path / "out/adapters/leaves/r2-s0/card.json").is_file()
     assert "result.json" in again.stderr
     assert "epoch" not in again.stderr
 
@@ -152,6 +157,47 @@ def test_data_that_changed_meanwhile_is_not_gone_on_with(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"data of leaves is no longer .* resume=restart"):
         train_here(leaves(tmp_path))
     assert train_here(leaves(tmp_path, "resume=restart"))[0]["epochs"] == 2
+
+
+def test_a_run_cut_short_publishes_nothing(tmp_path, caplog):
+    train_here(leaves(tmp_path))
+    card = tmp_path / "out/adapters/leaves/r2-s0/card.json"
+    real = card.read_bytes()
+    result, run = train_here(leaves(tmp_path, "trainer.limit_train_batches=2", "trainer.limit_test_batches=1.0"))
+    assert card.read_bytes() == real
+    assert result["bundle"] == str(run.path / "adapter")
+    assert (run.path / "adapter/card.json").is_file()
+    assert "since trainer.limit_train_batches=2 cut it short" in caplog.text
+
+
+def test_what_cuts_a_run_short():
+    whole = {"limit_train_batches": 1.0, "limit_val_batches": None, "overfit_batches": 0.0, "max_epochs": 1}
+    assert shortened(whole) == []
+    cuts = {"limit_train_batches": 1, "limit_test_batches": 0.5, "overfit_batches": 2, "fast_dev_run": True}
+    assert shortened(cuts) == [
+        "trainer.limit_train_batches=1", "trainer.limit_test_batches=0.5", "trainer.overfit_batches=2",
+        "trainer.fast_dev_run=true",
+    ]  # fmt: skip
+
+
+def test_a_done_run_publishes_its_adapter_again(tmp_path):
+    published = tmp_path / "out/adapters/leaves/r2-s0"
+
+    def files():
+        return {path.name: path.read_bytes() for path in published.iterdir()}
+
+    _, run = train_here(leaves(tmp_path, "trainer.max_epochs=1"))
+    config, bundle = TrainConfig.model_validate(run.config), files()
+    before = published.stat().st_ino
+    publish_again(config, run)
+    assert published.stat().st_ino == before, "it lay there still"
+    train_here(leaves(tmp_path, "optimizer.lr=1e-2", "trainer.max_epochs=1"))
+    assert files() != bundle
+    publish_again(config, run)
+    assert files() == bundle
+    shutil.rmtree(tmp_path / "out/adapters")
+    publish_again(config, run)
+    assert files() == bundle
 
 
 def iter_until_log(outputs, process):
