@@ -25,6 +25,7 @@ from launch.checks import known
 from launch.errors import CommandError, nearest
 
 HIDDEN_OPTIONS = {"base"}  # shared by the options of a group, not one of them
+REPLACED = ("data.classes",)  # mappings that an override sets anew; joined, the yaml's classes would stay
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, AttributeError, TypeError)
 
 
@@ -158,13 +159,15 @@ class Composer:
         """The same overrides as Hydra takes them.
 
         Keys get ``++``, since Hydra knows those of the yaml files only and not those of the schema. A glob is written
-        out, since Hydra's would find hidden options.
+        out, since Hydra's would find hidden options. Hydra merges mappings; ``REPLACED`` ones are emptied first.
         """
         ready = []
         for override in OverridesParser.create(config_loader=self.loader).parse_overrides(overrides):
             text = override.input_line or ""
             if isinstance(override.value(), Glob):
                 text = f"{override.get_key_element()}={','.join(self._spread(override))}"
+            if override.key_or_group in REPLACED:
+                ready.append(f"++{override.key_or_group}=null")
             ready.append(f"++{text.lstrip('+')}" if self.is_value(text) else text)
         return ready
 

@@ -6,7 +6,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from launch.checks import known, show
-from launch.compose import Composer
+from launch.compose import COMPOSE_ERRORS, REPLACED, Composer
 from launch.errors import nearest
 from launch.values import apply_override, to_plain
 
@@ -76,7 +76,14 @@ def _member(
         if override.key_or_group.partition(".")[0] not in NOT_OF_MEMBERS:
             apply_override(config, override, [])  # its faults are told of the joint config
     if isinstance(given, dict):
-        config.merge_with({key: given[key] for key in ("task", "data") if key in given})
+        for key in REPLACED:
+            section, _, last = key.partition(".")
+            if isinstance(given.get(section), dict) and last in given[section]:
+                OmegaConf.update(config, key, None, force_add=True)
+        try:
+            config.merge_with({key: given[key] for key in ("task", "data") if key in given})
+        except COMPOSE_ERRORS as error:
+            faults.append(f"members.{name}: {(str(error).splitlines() or ['cannot be set'])[0]}.")
     plain, wrong, absent = to_plain(config)
     if plain.get("task", {}).get("name") is None:
         faults.append(

@@ -6,7 +6,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from launch.compose import COMPOSE_ERRORS
+from launch.compose import COMPOSE_ERRORS, REPLACED
 from launch.errors import nearest
 
 
@@ -25,7 +25,7 @@ def apply_override(config: DictConfig, override: Override, faults: list[str]) ->
             else:
                 faults.append(f"~{key}: there is no such key to delete.{nearest(last, names)}")
         else:
-            OmegaConf.update(config, key, value, merge=True, force_add=True)
+            OmegaConf.update(config, key, value, merge=key not in REPLACED, force_add=True)
     except COMPOSE_ERRORS as error:
         faults.append(f"{override.input_line}: {(str(error).splitlines() or ['cannot be set'])[0]}.")
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 from hydra import version
+from hydra.types import RunMode
 
 from launch import checks
 from launch.compose import Composer
 from launch.config import find_faults, first_config, validated
 from launch.schema import TrainConfig
 from launch.signature import arguments
+from launch.values import to_plain
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -294,6 +296,30 @@ def test_keypoints(faults):
     assert faults(*own, "task.eye_corners=[0,1]", "data.classes=[a,b]")[0].startswith(
         "data.classes=[a,b]: a keypoints task"
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "classes"),
+    [
+        ("firerisk", "{high:[High,Very_High],low:[Low]}", {"high": ["High", "Very_High"], "low": ["Low"]}),
+        ("firerisk", "[High,Low]", ["High", "Low"]),
+        ("galaxy", "{a:[Merging],b:[Disturbed]}", {"a": ["Merging"], "b": ["Disturbed"]}),
+    ],
+)
+def test_classes_of_a_command_stand_alone(composer, config, task, given, classes):
+    """Hydra would join them with those of the yaml."""
+    overrides = [f"task={task}", f"data.classes={given}"]
+    assert config(*overrides).data.classes == classes
+    cfg = composer.loader.load_configuration("train", composer.for_hydra(overrides), RunMode.RUN)
+    assert to_plain(cfg)[0]["data"]["classes"] == classes
+
+
+def test_classes_of_one_of_several_tasks_stand_alone(composer, faults):
+    given = ["task=joint", "tasks=[age_class,galaxy]", "members.galaxy.data.classes={a:[Merging],b:[Disturbed]}"]
+    assert faults(*given) == []
+    members = first_config(composer, composer.parse(given, multirun=False), TrainConfig)["members"]
+    assert members["galaxy"]["data"]["classes"] == {"a": ["Merging"], "b": ["Disturbed"]}
+    assert faults(*given[:2], "members.galaxy.data=[1]") == ["members.galaxy: Cannot merge DictConfig with ListConfig."]
 
 
 def test_choices_of_a_dataset_are_known_before_it_is_read(faults):
