@@ -182,16 +182,25 @@ def prepare(run: Run) -> None:
     atomic_write(run.path / "config.yaml", yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
 
 
+def require_finite(run: Run, result: Mapping[str, Any]) -> None:
+    """Of what a run measured; to be asked before anything of it is published.
+
+    Raises:
+        UserError: a number is infinite or none.
+    """
+    if bad := list(_not_finite(result, "")):
+        raise UserError(
+            f"The result of {run.name} is not finite: {', '.join(bad)}. Did the training diverge? See its log."
+        )
+
+
 def finish(run: Run, made_with: dict[str, Any], returned: dict[str, Any], started: str) -> dict[str, Any]:
     """Writes ``result.json``: what the job returned, and what identifies it. Returns its content.
 
     Raises:
         UserError: the result holds a number that is not finite, or cannot be written.
     """
-    if bad := list(_not_finite(returned, "")):
-        raise UserError(
-            f"The result of {run.name} is not finite: {', '.join(bad)}. Did the training diverge? See its log."
-        )
+    require_finite(run, returned)
     what, _, _ = run.name.partition("-")
     result = {
         **returned, **made_with, "schema_version": SCHEMA_VERSION, "what": what, "run": run.name, "hash": run.hash,

@@ -145,7 +145,7 @@ def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
     """The config's task with the number of outputs that the data asks for.
 
     Raises:
-        DataError: ``task.eye_corners`` are not points of the data.
+        DataError: ``task.eye_corners`` are not points of the data, or lie upon each other in a picture that is scored.
     """
     corners = config.task.eye_corners
     if corners is not None and max(corners) >= data.num_outputs // 2:
@@ -153,6 +153,8 @@ def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
             f"task.eye_corners={corners}: {data.source.name} has {data.num_outputs // 2} points, "
             f"numbered from 0 to {data.num_outputs // 2 - 1}."
         )
+    if corners is not None:
+        _require_distance(data, corners[0], corners[1])
     return Task(
         name=config.name,
         kind=config.task.kind,
@@ -162,6 +164,20 @@ def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
         eye_corners=None if corners is None else (corners[0], corners[1]),
         units=tuple((config.task.units or {}).items()),
     )
+
+
+def _require_distance(data: ImageDataModule, left: int, right: int) -> None:
+    """Divided by the distance of the eye corners, the error of a picture without one would be infinite."""
+    for split in ("val", "test"):
+        points = data.targets(split)
+        rows = (points[:, left] == points[:, right]).all(-1).nonzero()[:, 0].tolist()
+        if rows:
+            keys = data.table.loc[data.table["split"] == split, "key"].iloc[rows[:3]].tolist()
+            raise DataError(
+                f"{data.source.name}: in {len(rows)} pictures of its {split} split the points {left} and {right} are "
+                f"one ({', '.join(keys)}{', ...' if len(rows) > 3 else ''}), and their distance is the unit of "
+                f"errors (task.eye_corners={[left, right]}). Correct or drop them, or name other points."
+            )
 
 
 def build_subsets(config: TrainConfig, data: ImageDataModule) -> dict[str, Tensor]:

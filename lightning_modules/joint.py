@@ -16,7 +16,7 @@ from datamodules.base import Source
 from datamodules.joint import JointDataModule
 from launch.provenance import provenance
 from launch.publishing import kept_bundle, publish
-from launch.runs import Run
+from launch.runs import Run, require_finite
 from launch.schema import JointConfig
 from lightning_modules.adapter import save_bundle
 from lightning_modules.building import (
@@ -126,6 +126,7 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
         if not trainer.is_global_zero:
             return result
         if not config.trainer.get("fast_dev_run"):
+            require_finite(run, result)
             result["bundle"] = str(keep_joint(run, config, model, lora, result, opened))
             for name, task in tasks.items():
                 log_pictures(opened, run.path / "pictures" / name, task, module.answers[name], images[name])

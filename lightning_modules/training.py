@@ -20,7 +20,7 @@ from datamodules.datamodule import ImageDataModule, normalize
 from launch.progress import track
 from launch.provenance import provenance
 from launch.publishing import kept_bundle, publish
-from launch.runs import Run
+from launch.runs import Run, require_finite
 from launch.schema import TrainConfig, Training
 from lightning_modules.adapter import save_bundle
 from lightning_modules.backbone import hold_frozen_weights
@@ -125,6 +125,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
                     grams = task_grams(model.backbone.to(device).eval(), images, config.gram_images, device)
                     result["robustness"] = task_robustness(model.to(device).eval(), task, images, device)
+            require_finite(run, result)
             result["bundle"] = str(keep(run, config, model, lora, grams, result, opened))
             log_pictures(opened, run.path / "pictures", task, module.answers[task.name], images)
             tested = {task.name: (task, to_answers(module.answers[task.name]), images.pictures)}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
 import safetensors.torch
 import timm
@@ -15,10 +16,10 @@ import torch
 
 from datamodules.datamodule import ImageDataModule
 from datamodules.image_folder import ImageFolder
-from launch.errors import CommandError, DataError
+from launch.errors import CommandError, DataError, UserError
 from launch.publishing import publish_again, shortened
 from launch.schema import TrainConfig
-from lightning_modules import building
+from lightning_modules import building, training
 from lightning_modules.adapter import apply_bundle, load_bundle
 from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
 from lightning_modules.building import autocast_type, resolve_precision
@@ -111,6 +112,24 @@ def test_impossible_rank_and_points_are_refused(tmp_path):
     arguments = ["task=keypoints", "name=dot", "data=image_csv", f"data.root={root}", "task.eye_corners=[0,7]"]
     with pytest.raises(DataError, match="eye_corners"):
         train_here(overrides(tmp_path, *arguments))
+
+
+def test_eye_corners_that_are_one_point_are_told_before_training(tmp_path):
+    root = draw_points(tmp_path / "dots")
+    table = pd.read_csv(root / "labels.csv")
+    table["x1"] = table["x0"]
+    table.to_csv(root / "labels.csv", index=False)
+    arguments = ["task=keypoints", "name=dot", "data=image_csv", f"data.root={root}", "task.eye_corners=[0,1]"]
+    arguments.append("data.target_column=[x0,y0,x1,y1]")
+    with pytest.raises(DataError, match=r"in 6 pictures of its val split the points 0 and 1 are one .*\.png, \.\.\."):
+        train_here(overrides(tmp_path, *arguments))
+
+
+def test_nothing_is_published_of_a_result_that_is_not_finite(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "data_card", lambda _: {"share": float("nan")})
+    with pytest.raises(UserError, match=r"not finite: data\.share=nan"):
+        train_here(leaves(tmp_path, "trainer.max_epochs=1"))
+    assert not (tmp_path / "out/adapters").exists()
 
 
 def test_killed_in_the_middle_of_an_epoch_and_resumed_bit_for_bit(tmp_path):
