@@ -4,10 +4,12 @@
 ``outputs/adapters``. Exit codes: 0 done, 1 something failed, 2 the command was wrong.
 """
 
+from pathlib import Path
 from typing import Any
 
 from launch import logs
 from launch.app import main
+from launch.files import sha256_file
 from launch.publishing import publish_again
 from launch.runs import Run
 from launch.schema import JointConfig, TrainConfig
@@ -29,5 +31,13 @@ def job(config: TrainConfig | JointConfig, run: Run) -> dict[str, Any]:
     return train(config, run, sources[config.name])
 
 
+def weights_content(config: TrainConfig | JointConfig) -> dict[str, str]:
+    """What the frozen weights' file holds, if they are one's own: another file at its path makes another run."""
+    weights = config.backbone.weights
+    if weights in ("hub", "package") or not (file := Path(weights).expanduser()).is_file():
+        return {}
+    return {"backbone.weights": sha256_file(file)}
+
+
 if __name__ == "__main__":
-    main("train", TrainConfig, job, skipped=publish_again)
+    main("train", TrainConfig, job, inputs=weights_content, skipped=publish_again)

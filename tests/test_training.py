@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -18,6 +19,7 @@ from datamodules.datamodule import ImageDataModule
 from datamodules.image_folder import ImageFolder
 from launch.errors import CommandError, DataError, UserError
 from launch.publishing import publish_again, shortened
+from launch.runs import content_hash
 from launch.schema import TrainConfig
 from lightning_modules import building, training
 from lightning_modules.adapter import apply_bundle, load_bundle
@@ -31,6 +33,7 @@ from merging.grams import load_grams
 from merging.robustness import LEVELS
 from tests.conftest import SIZE, TINY
 from tests.runs import ROOT, draw_points, leaves, overrides, read_results, train_command, train_here, train_process
+from train import weights_content
 
 
 def reloaded_scores(tmp_path, name, rank=2):
@@ -217,6 +220,20 @@ def test_a_done_run_publishes_its_adapter_again(tmp_path):
     shutil.rmtree(tmp_path / "out/adapters")
     publish_again(config, run)
     assert files() == bundle
+
+
+def test_other_weights_in_the_same_file_make_another_run(tmp_path):
+    _, run = train_here(leaves(tmp_path, "trainer.max_epochs=1"))
+    config = TrainConfig.model_validate(run.config)
+    file = Path(config.backbone.weights)
+    first, again = weights_content(config), weights_content(config)
+    assert first == again
+    assert content_hash("train", run.config, first) != content_hash("train", run.config)
+    file.write_bytes(file.read_bytes() + b" ")
+    assert weights_content(config) != first
+    for source in ("hub", "package"):
+        config.backbone.weights = source
+        assert weights_content(config) == {}
 
 
 def iter_until_log(outputs, process):
