@@ -28,6 +28,7 @@ SCHEMA_VERSION = 1
 # Keys that do not decide the result: where it goes, how it is watched, which processor computes it, what else is told.
 NOT_HASHED = (
     "paths", "logger", "resume", "device", "task.units", "task.subsets", "data.num_workers",
+    "data.download", "data.cache_root",
     "trainer.accelerator", "trainer.strategy", "trainer.enable_progress_bar",
     "trainer.enable_model_summary", "trainer.log_every_n_steps", "trainer.profiler", "trainer.enable_autolog_hparams",
 )  # fmt: skip
@@ -91,13 +92,15 @@ def content_hash(what: str, config: dict[str, Any], inputs: Mapping[str, str] | 
         inputs: what tells the contents of further files apart that decide the result, too.
     """
     kept = copy.deepcopy(config)
-    for key in NOT_HASHED:
-        *parents, last = key.split(".")
-        node: Any = kept
-        for parent in parents:
-            node = node.get(parent) if isinstance(node, dict) else None
-        if isinstance(node, dict):
-            node.pop(last, None)
+    members = kept.get("members")  # of a joint training: each has a task and data of its own
+    for part in (kept, *(members.values() if isinstance(members, dict) else ())):
+        for key in NOT_HASHED:
+            *parents, last = key.split(".")
+            node: Any = part
+            for parent in parents:
+                node = node.get(parent) if isinstance(node, dict) else None
+            if isinstance(node, dict):
+                node.pop(last, None)
     sweep = kept.pop("sweep", None) or {}
     if sweep.get("sizes") is not None:
         kept["sweep"] = {key: sweep.get(key) for key in SETS_OF_SWEEP}

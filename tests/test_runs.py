@@ -86,6 +86,7 @@ def test_while_it_runs_the_state_is_running(describe):
         ("resume", "restart", True),
         ("sweep", {"name": "x"}, True),
         ("data", {"root": "x", "batch_size": 64, "num_workers": 3}, True),
+        ("data", {"root": "x", "batch_size": 64, "download": True, "cache_root": "elsewhere"}, True),
         ("task", {"kind": "regression", "units": {"years": 10.0}, "subsets": None}, True),
         ("trainer", {"devices": [2], "accelerator": "cpu", "max_epochs": 2, "enable_progress_bar": False}, True),
         ("trainer", {"devices": 2, "accelerator": "auto", "max_epochs": 2}, False),
@@ -98,6 +99,13 @@ def test_while_it_runs_the_state_is_running(describe):
 )
 def test_the_hash_covers_what_decides_the_result(key, value, same):
     assert (content_hash("train", {**CONFIG, key: value}) == content_hash("train", CONFIG)) is same
+
+
+def test_the_hash_looks_at_the_tasks_of_a_joint_training_as_at_one():
+    def of(**data):
+        return content_hash("train", {**CONFIG, "members": {"a": {"data": {"root": "x", **data}}, "b": {"data": {}}}})
+
+    assert of() == of(download=True) == of(num_workers=2) != of(size=3)
 
 
 MERGE = {
