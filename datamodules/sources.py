@@ -220,9 +220,10 @@ class Publication:
         files = [file for part in absent for file in part.archives]
         folders = [part.folder for part in absent]
         direct = all(file.urls for file in files)
+        does = "downloads, checks and unpacks" if direct else "once the archives are there: unpacks"
         prepare = f"python prepare.py data={self.key}"
         commands = [
-            f"{prepare}    ({'downloads, checks and unpacks' if direct else 'once the archives are there: unpacks'})",
+            f"{prepare} data.root={root}    ({does})",
             f"{prepare} data.root=DIR    (DIR: a folder that has {' and '.join(folders)}, or the archives)",
         ]
         missing = f"no {' and no '.join(folders)}, and no archive to unpack"
