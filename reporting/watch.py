@@ -91,7 +91,8 @@ def find_attempt(outputs: Path, name: str) -> Path:
     attempts = [path for path in (place / name).glob("*") if path.name.isdigit()] if name in names else []
     if not attempts:
         known = f" Known: {', '.join(names)}." if names else " None was started yet: python train.py -m ..."
-        raise CommandError(f"watch={name}: there is no such sweep in {place}.{nearest(name, names)}{known}")
+        near = nearest(name, [*names, LATEST]) if names else ""
+        raise CommandError(f"watch={name}: there is no such sweep in {place}.{near}{known}")
     return max(attempts, key=lambda path: int(path.name))
 
 

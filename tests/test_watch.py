@@ -118,6 +118,8 @@ def test_the_newest_attempt_and_the_latest_sweep(tmp_path, sweep):
     assert find_attempt(tmp_path, "latest").parent.name == "table1"
     with pytest.raises(CommandError, match=r"Did you mean 'table1'\? Known: pairs, table1"):
         find_attempt(tmp_path, "tabel1")
+    with pytest.raises(CommandError, match=r"Did you mean 'latest'\?"):
+        find_attempt(tmp_path, "lates")
 
 
 def test_a_real_sweep_leaves_its_plan(tmp_path):
