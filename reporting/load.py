@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from launch.errors import UserError, nearest
+from launch.errors import CommandError, nearest
 from launch.labels import lora_settings
 from launch.runs import SCHEMA_VERSION
 from reporting.curves import read_curves, refinement_curves
@@ -32,14 +32,16 @@ def collect(folders: list[Path]) -> Collected:
     """Reads every ``runs/*/result.json`` of the folders, then every ``*.csv``; a row is taken once.
 
     Raises:
-        UserError: a folder does not exist.
+        CommandError: a folder does not exist.
     """
     found = Collected()
     seen: set[tuple[Any, ...]] = set()
     for folder in folders:
+        if folder.is_file():
+            raise CommandError(f"folders: {folder} is a file; name its folder, {folder.parent}.")
         if not folder.is_dir():
             siblings = [str(path) for path in folder.parent.glob("*") if path.is_dir()]
-            raise UserError(
+            raise CommandError(
                 f"folders: there is no folder {folder} (looked in {Path.cwd()}).{nearest(str(folder), siblings)}"
             )
         runs = [folder] if (folder / "result.json").exists() else sorted((folder / "runs").glob("*"))

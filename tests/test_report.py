@@ -6,7 +6,7 @@ from collections import Counter
 import pandas as pd
 import pytest
 
-from launch.errors import UserError
+from launch.errors import CommandError
 from reporting.figures import cost, curve, pair_heatmaps
 from reporting.load import collect
 from reporting.making import write_report
@@ -99,8 +99,11 @@ def test_what_cannot_be_used_is_named_with_its_reason(tmp_path):
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     (tmp_path / "outputs").mkdir()
-    with pytest.raises(UserError, match=r"no folder .*output \(looked in .*Did you mean '.*outputs'"):
+    with pytest.raises(CommandError, match=r"no folder .*output \(looked in .*Did you mean '.*outputs'"):
         collect([tmp_path / "output"])
+    file = write_csv(tmp_path / "outputs" / "rows.csv", merge_rows(1))
+    with pytest.raises(CommandError, match=rf"rows\.csv is a file; name its folder, {tmp_path / 'outputs'}\."):
+        collect([file])
 
 
 def test_retention_is_worked_out_when_it_is_missing():

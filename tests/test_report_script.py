@@ -40,7 +40,7 @@ def test_faults_of_the_command_are_told_together(script):
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["folders=[outputs,nowhere]"], 1, "there is no folder nowhere"),
+        (["folders=[outputs,nowhere]"], 2, "there is no folder nowhere"),
         (["watch=table1"], 2, "no such sweep"),
         (["watch=table1", "wandb=true"], 2, "give one of them"),
         (["wandb=true"], 1, "nobody is logged in"),
