@@ -26,6 +26,7 @@ from launch.errors import CommandError, nearest
 
 HIDDEN_OPTIONS = {"base"}  # shared by the options of a group, not one of them
 REPLACED = ("data.classes",)  # mappings that an override sets anew; joined, the yaml's classes would stay
+SET_BY = {"task": ("data", "name"), "sweep": ("tasks",)}  # sections that a group's options set beside their own
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, AttributeError, TypeError)
 
 
@@ -35,11 +36,18 @@ class Command:
 
     ``choices``: for each override that chooses options or sets Hydra itself, its values as full override strings.
     ``values``: the same for those that set keys. More than one string in an inner list is a sweep.
+    ``refused``: groups without a usable choice; what they would have set is not known.
     """
 
     choices: list[list[str]] = field(default_factory=list)
     values: list[list[Override]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    refused: set[str] = field(default_factory=set)
+
+    def leaves_open(self, key: str) -> bool:
+        """Whether a key may only be missing because a group's choice was refused."""
+        first = key.partition(".")[0]
+        return any(first == group or first in SET_BY.get(group, ()) for group in self.refused)
 
 
 class Composer:
@@ -89,7 +97,10 @@ class Composer:
             if override.is_sweep_override() and not self._sweep_is_good(override, text, multirun, command.faults):
                 continue
             if self._is_choice(override):
+                before = len(command.faults)
                 command.choices.append(self._choice(override, command.faults))
+                if not command.choices[-1] and len(command.faults) > before:
+                    command.refused.add(override.key_or_group)
             elif override.is_hydra_override():
                 command.choices.append([text])
             else:

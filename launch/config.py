@@ -36,7 +36,7 @@ def find_faults(
         other = [text for text, first in zip(given, before, strict=True) if text != first] if before else []
         before = before or given
         for key, text in config_faults(config, form, multirun, complete).items():
-            if text in seen:
+            if text in seen or (" is missing:" in text and command.leaves_open(key)):
                 continue
             seen.add(text)
             typed = [override.input_line for override in values if _touches(override.key_or_group, key)]

@@ -160,6 +160,12 @@ def test_faults_are_told(arguments: tuple[str, ...], texts: list[str]) -> None:
         assert any(fault.startswith(text) for fault in found), found
 
 
+def test_what_a_refused_option_would_have_set_is_not_called_missing() -> None:
+    for wrong in ("data=sampel", "data=null", "task=galxy"):
+        (text,) = faults(wrong)
+        assert text.startswith(f"{wrong}: ")
+
+
 @pytest.mark.parametrize("data", ["all", "sample"])
 def test_only_prepare_takes_several_sets(data: str) -> None:
     composer = Composer("train", CONF)
