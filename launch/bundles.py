@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.checks import ROOT
 from launch.errors import CommandError, nearest
 from launch.labels import training_slug
 from launch.merge_schema import MergeConfig
@@ -20,7 +21,7 @@ def require_bundles(outputs: Path, tasks: Sequence[str], rank: int, seed: int) -
     """The bundles' folders in the order of ``tasks``; cheap, looks at names only.
 
     Raises:
-        CommandError: some are missing; lists what exists and the command that trains each.
+        CommandError: some are missing; lists what exists and, unless a name is near, the command that trains each.
     """
     paths = {task: bundle_path(outputs, task, rank, seed) for task in tasks}
     missing = [task for task, path in paths.items() if not (path / CARD).is_file()]
@@ -29,12 +30,17 @@ def require_bundles(outputs: Path, tasks: Sequence[str], rank: int, seed: int) -
     known = sorted(card.parent.relative_to(outputs / "adapters") for card in (outputs / "adapters").glob(f"*/*/{CARD}"))
     listed = ", ".join(str(path) for path in known) if known else "none"
     names = {path.parts[0] for path in known}
-    lines = [
-        f"There is no adapter of task {task} with rank {rank} and seed {seed} in {outputs / 'adapters'}."
-        f"{nearest(task, names) if task not in names else ''} Train it: "
-        f"python train.py task={task} lora.rank={rank} seed={seed}"
-        for task in missing
-    ]
+    shipped = {file.stem for file in (ROOT / "conf" / "task").glob("*.yaml")}
+    lines = []
+    for task in missing:
+        near = "" if task in names | shipped else nearest(task, names | shipped)
+        place = "" if outputs == Path("outputs") else f" paths.outputs={outputs}"
+        command = f"python train.py task={task} lora.rank={rank} seed={seed}{place}"
+        way = f" Train it, with the settings of the others (experiment, backbone): {command}"
+        lines.append(
+            f"There is no adapter of task {task} with rank {rank} and seed {seed} in {outputs / 'adapters'}."
+            f"{near or way}"
+        )
     raise CommandError("\n".join([*lines, f"Adapters that exist: {listed}."]))
 
 
