@@ -10,12 +10,17 @@ from typing import Any
 
 from launch import logs
 from launch.app import main
+from launch.bundles import require_model
 from launch.predict_schema import PredictConfig
 from launch.runs import Run
 
 
 def job(config: PredictConfig, run: Run) -> dict[str, Any]:
     """Imports torch and the like only now: a fault in the command should not wait for them."""
+    require_model(config.model)
+    from merging.picture_list import check_images
+
+    check_images(config.image_list)
     from merging.predicting import predict
 
     logs.take_over("lightning", "huggingface_hub")

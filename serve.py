@@ -9,12 +9,14 @@ from typing import Any
 
 from launch import logs
 from launch.app import main
+from launch.bundles import require_model
 from launch.runs import Run
 from launch.serve_schema import ServeConfig
 
 
 def job(config: ServeConfig, run: Run) -> dict[str, Any]:
     """Imports torch and the web framework only now: a fault in the command should not wait for them."""
+    require_model(config.model)
     from merging.serving import serve
 
     logs.take_over("lightning", "huggingface_hub")

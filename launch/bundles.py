@@ -10,11 +10,28 @@ from launch.labels import training_slug
 from launch.merge_schema import MergeConfig
 
 CARD = "card.json"
+HUB = "hub:"  # a model of that beginning is fetched
 
 
 def bundle_path(outputs: Path, task: str, rank: int, seed: int, features: str = "class_token") -> Path:
     """Where training publishes the adapter of a task, rank and seed."""
     return outputs / "adapters" / task / training_slug(rank, seed, features)
+
+
+def require_model(model: str) -> None:
+    """Cheap: looks for the folder only; what it holds, and what lies on the Hub, is seen when it is read.
+
+    Raises:
+        CommandError: there is no such folder.
+    """
+    path = Path(model).expanduser()
+    if model.startswith(HUB) or path.is_dir():
+        return
+    siblings = [entry.name for entry in path.parent.glob("*") if entry.is_dir()]
+    raise CommandError(
+        f"model={model}: there is no such folder (looked in {Path.cwd()}).{nearest(path.name, siblings)} "
+        f"Merges lie in <outputs>/models, adapters in <outputs>/adapters; {HUB}user/name is on the Hub."
+    )
 
 
 def require_bundles(outputs: Path, tasks: Sequence[str], rank: int, seed: int) -> list[Path]:

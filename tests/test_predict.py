@@ -2,7 +2,10 @@
 
 import csv
 import json
+import re
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -28,6 +31,7 @@ from tests.conftest import SIZE
 from tests.drawn_face import scene
 from tests.model_cases import merged
 from tests.picture_files import noise, write_picture
+from tests.runs import ROOT
 
 
 def config(tmp_path: Path, model: Path, images: object, *more: str) -> PredictConfig:
@@ -171,6 +175,26 @@ def test_globs_and_csv_files_name_pictures(tmp_path: Path) -> None:
     assert found[2]["error"] == "file is missing"
     with pytest.raises(DataError, match="no column 'file' but: name, n"):
         predict(config(tmp_path, model, tmp_path / "in" / "list.csv"))
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "told"),
+    [
+        ("predict", ["model=modle", "images=x"], "model=modle: there is no such folder"),
+        ("predict", ["model=model", "images=nowhere.jpg"], "images=nowhere.jpg: there is no such file"),
+        ("export", ["model=modle"], "Did you mean 'model'?"),
+        ("serve", ["model=modle"], "Did you mean 'model'?"),
+    ],
+)
+def test_what_is_not_there_is_told_before_torch_is_imported(
+    tmp_path: Path, script: str, arguments: list[str], told: str
+) -> None:
+    (tmp_path / "model").mkdir()
+    command = [sys.executable, "-X", "importtime", str(ROOT / f"{script}.py"), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert not re.search(r"\|\s+torch\n", done.stderr)
 
 
 def test_what_cannot_work_says_so_and_leaves_no_file(tmp_path: Path) -> None:
