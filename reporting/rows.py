@@ -34,8 +34,9 @@ NUMBERS = (
     "high", "passes",
 )  # fmt: skip
 STUDY_METHOD = "cat"  # what the study calls concatenation
-# not merged, but what merging is measured against: one adapter trained on all tasks; a head on the frozen backbone
-JOINT, HEAD_ONLY = "joint", "head_only"
+# not merged, but what merging is measured against: one adapter trained on all tasks; a head on the frozen backbone;
+# members' heads on the frozen backbone
+JOINT, HEAD_ONLY, FROZEN = "joint", "head_only", "frozen"
 Row = dict[str, Any]
 
 
@@ -215,6 +216,16 @@ def method_label(row: Row) -> str:
     """``cat``, ``gram + linear (max_norm=0.1)``: the method, what was realigned after it, and unusual adapters."""
     label = row["method"] if row["realign"] == "none" else f"{row['method']} + {row['realign']}"
     return f"{label} ({row['lora']})" if row.get("lora") else str(label)
+
+
+def is_control(row: Row) -> bool:
+    """Whether a row is of what merges are measured against, and of no merge."""
+    return row["method"].partition("(")[0] in (JOINT, HEAD_ONLY, FROZEN)
+
+
+def is_idle(row: Row) -> bool:
+    """Whether nothing was merged and no readout fitted: what seconds such a row has are chance."""
+    return row["method"] == FROZEN and row["realign"] == "none"
 
 
 def higher_is_better(metric: str) -> bool:

@@ -14,7 +14,7 @@ from reporting.page import build_page, payload
 from reporting.rows import Collected, RowError, merge_row, method_label, primary_metrics, train_rows
 from reporting.study import study_numbers
 from reporting.summaries import front, means, own_metric, pairs
-from reporting.tables import study_tables, to_markdown
+from reporting.tables import NOTE, study_tables, to_markdown
 from tests.report_rows import merge_rows, write_csv, write_merge_run, write_outputs, write_train_run
 
 
@@ -195,7 +195,7 @@ def test_adapters_trained_otherwise_have_lines_of_their_own(tmp_path):
     table = study_tables(collect([tmp_path]))[0]
     lines = [[cell.text for cell in row] for row in table.rows]
     ours = {line[0]: line[5] for line in lines if line[0].startswith("galaxy") and line[1] == "accuracy"}
-    assert ours == {"galaxy": "80.0", "galaxy (max_norm=0.1)": "60.0"}
+    assert ours == {"galaxy": "80.0 (1)", "galaxy (max_norm=0.1)": "60.0 (1)"}
     row = merge_rows(1)[0]
     assert method_label(merge_row(row | {"realign": "deep", "lora": "max_norm=0.1"})) == "cat + deep (max_norm=0.1)"
     assert method_label(merge_row(row | {"lora": ""})) == "cat"
@@ -259,9 +259,11 @@ def test_ours_stand_beside_the_studys(tmp_path):
     assert len(line[5].rows) == 2
     (line,) = [row for row in tables["VII"].rows if row[0].text == "with age_class"]
     assert [cell.text for cell in line] == [
-        "with age_class", "macro_f1", "x", "vit", "76.7", "70.0", "75.0", "cat + deep", "79.9", "-", "-", "-",
+        "with age_class", "macro_f1", "x", "vit", "76.7", "70.0 (1)", "75.0 (1)", "cat + deep", "79.9", "-", "-", "-",
     ]  # fmt: skip
-    assert "| with age_class | macro_f1 | x | vit | 76.7 | 70.0 | 75.0 | cat + deep |" in to_markdown(tables.values())
+    assert "| with age_class | macro_f1 | x | vit | 76.7 | 70.0 (1) | 75.0 (1) | cat + deep |" in to_markdown(
+        tables.values()
+    )
 
 
 def test_another_metric_is_named_when_the_studys_is_missing(tmp_path):
@@ -293,6 +295,21 @@ def test_figures_of_many_methods_name_the_longest_lines_and_what_nothing_beats()
     assert named == {f"m{number}, r=16" for number in range(30)} | {f"m{number}, r=64" for number in range(1, 30, 2)}
     assert drawn.axes[0].get_xscale() == "log"
     assert len(pair_heatmaps(rows).axes) == 8 + 1
+
+
+def row_of(**told):
+    return merge_row(merge_rows(1)[0] | told)
+
+
+def test_the_best_in_a_table_is_a_merge_of_plain_adapters_with_the_most_seeds():
+    own = {"set": "age_class+galaxy", "task": "galaxy", "metric": "macro_f1", "rank": 16}
+    rows = [row_of(**own, method="ties", seed=seed, score=0.6, single=0.8) for seed in (0, 1)]
+    rows += [row_of(**own, method=name, seed=0, score=0.9, single=0.8) for name in ("gram", "joint", "frozen")]
+    rows += [row_of(**own, method="svd", seed=seed, score=0.9, single=0.8, lora="max_norm=0.1") for seed in (0, 1)]
+    tables = {table.name: table for table in study_tables(Collected(merges=rows))}
+    (line,) = [row for row in tables["VII"].rows if row[0].text == "with age_class"]
+    assert [cell.text for cell in line[6:8]] == ["60.0 ± 0.0 (2)", "ties"]
+    assert "chosen by the test score" in NOTE
 
 
 def test_both_directions_of_a_pair():
