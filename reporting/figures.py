@@ -13,8 +13,8 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from launch.files import atomic_write
-from reporting.rows import Collected, Row, method_label
-from reporting.summaries import front, means, methods, own_metric, pairs
+from reporting.rows import Collected, Row, is_idle, method_label
+from reporting.summaries import alike, front, means, methods, own_metric, pairs
 
 # Okabe and Ito's colours, apart for every common colour blindness; markers tell them apart in print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9", "#444444", "#7F3C8D")
@@ -104,7 +104,14 @@ def method_heatmap(rows: list[Row]) -> Figure | None:
 
 
 def curve(rows: list[Row], column: str, label: str) -> Figure | None:
-    """Mean retention and its deviation against a column, a line per method: of many the longest, then the best."""
+    """Mean retention and its deviation against a column, a line per method: of many the longest, then the best.
+
+    A line along the ranks is of those tasks in sets only that were measured at each of its ranks.
+    """
+    if column != "tasks":
+        rows = [
+            row for name in methods(rows) for row in alike((r for r in rows if method_label(r) == name), column)
+        ]  # fmt: skip
     if not rows:
         return None
     figure, axis = _plain(label, RETENTION)
@@ -131,9 +138,9 @@ def curve(rows: list[Row], column: str, label: str) -> Figure | None:
 def cost(rows: list[Row]) -> Figure | None:
     """Mean retention against the seconds of a merge; the line joins what nothing beats in both.
 
-    Of many methods those on the line are named, and the others grey.
+    A colour per method, a marker per rank. Of many methods those on the line are named, and the others grey.
     """
-    rows = [row for row in rows if row["seconds"]]  # what merges nothing (frozen) takes no time
+    rows = [row for row in rows if row["seconds"] is not None and not is_idle(row)]
     seconds = means(rows, lambda row: (method_label(row), row["rank"]), "seconds")
     values = means(rows, lambda row: (method_label(row), row["rank"]))
     if not seconds:
@@ -141,7 +148,7 @@ def cost(rows: list[Row]) -> Figure | None:
     figure, axis = _plain("seconds of a merge", RETENTION)
     points = {key: (mean.mean, values[key].mean) for key, mean in seconds.items()}
     best = front(list(points.values()))
-    order = methods(rows)
+    order, ranks = methods(rows), sorted({rank for _, rank in points})
     if len(points) > FIRST_CURVES:
         named = [name for (name, _), point in points.items() if point in best]
         order = [name for name in order if name in named]
@@ -149,10 +156,12 @@ def cost(rows: list[Row]) -> Figure | None:
         if len(points) > FIRST_CURVES and point not in best:
             axis.plot(*point, "o", color="#bbbbbb", markersize=3, zorder=1)
             continue
-        look = {**_look(order.index(name)), "linestyle": "none"}
+        marker = MARKERS[(ranks.index(rank) + len(ranks) * (order.index(name) // len(COLORS))) % len(MARKERS)]
+        look = {**_look(order.index(name)), "marker": marker, "linestyle": "none"}
         axis.plot(*point, **look, label=f"{name}, r={rank}")
     axis.step([x for x, _ in best], [y for _, y in best], where="post", color="#888888", linewidth=0.8, zorder=0)
-    axis.set_xscale("log")
+    if all(x > 0 for x, _ in points.values()):
+        axis.set_xscale("log")
     _finish(axis)
     return figure
 

@@ -1,10 +1,11 @@
 """What the static figures draw: means of rows, grouped."""
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
-from reporting.rows import STUDY_METHOD, Collected, Row, method_label, primary_metrics
+from reporting.rows import STUDY_METHOD, Collected, Row, is_control, method_label, primary_metrics
 
 
 class Mean(NamedTuple):
@@ -39,6 +40,43 @@ def methods(rows: Iterable[Row]) -> list[str]:
     """Labels of the methods: the study's own first, then by name."""
     labels = {method_label(row) for row in rows}
     return sorted(labels, key=lambda name: (name != STUDY_METHOD, name))
+
+
+def alike(rows: Iterable[Row], column: str) -> list[Row]:
+    """Of one method's rows those that compare along a column: of tasks in sets that were measured at the same values.
+
+    Where several lists of values were measured, the longest counts, then that of the most tasks in sets.
+    """
+    by_task: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        by_task.setdefault((row["backbone"], row["data"], row["set"], row["task"]), []).append(row)
+    values = {key: frozenset(row[column] for row in some) for key, some in by_task.items()}
+    number = Counter(values.values())
+    best = max(number, key=lambda found: (len(found), number[found]), default=frozenset())
+    return [row for key, some in by_task.items() if best <= values[key] for row in some if row[column] in best]
+
+
+def best_merge(rows: Iterable[Row]) -> tuple[str, Mean, int, int] | None:
+    """Of the merges that were measured on just the same sets, the most of them, the one that keeps most on average.
+
+    Returns:
+        Its label and mean, and the numbers of merges and of sets; None where no two were measured alike.
+    """
+    by_label: dict[str, list[Row]] = {}
+    for row in rows:
+        if not is_control(row):
+            by_label.setdefault(method_label(row), []).append(row)
+    groups: dict[frozenset[Any], list[str]] = {}
+    for label, some in by_label.items():
+        measured = frozenset(tuple(row[name] for name in ("backbone", "set", "rank", "seed")) for row in some)
+        groups.setdefault(measured, []).append(label)
+    several = {measured: labels for measured, labels in groups.items() if len(labels) > 1}
+    if not several:
+        return None
+    measured = max(several, key=lambda found: (len(found), len(several[found])))
+    kept = means((row for label in several[measured] for row in by_label[label]), method_label)
+    name = max(kept, key=lambda label: kept[label].mean)
+    return name, kept[name], len(kept), len({key[1] for key in measured})
 
 
 def pairs(rows: Iterable[Row]) -> dict[tuple[str, int], dict[tuple[str, str], Mean]]:

@@ -13,9 +13,9 @@ from reporting.making import write_report
 from reporting.page import build_page, payload
 from reporting.rows import Collected, RowError, merge_row, method_label, primary_metrics, train_rows
 from reporting.study import study_numbers
-from reporting.summaries import front, means, own_metric, pairs
+from reporting.summaries import alike, front, means, own_metric, pairs
 from reporting.tables import NOTE, study_tables, to_markdown
-from tests.report_rows import merge_rows, write_csv, write_merge_run, write_outputs, write_train_run
+from tests.report_rows import TASKS, merge_rows, write_csv, write_merge_run, write_outputs, write_train_run
 
 
 def test_runs_and_committed_csv_are_one_list(tmp_path):
@@ -299,6 +299,31 @@ def test_figures_of_many_methods_name_the_longest_lines_and_what_nothing_beats()
 
 def row_of(**told):
     return merge_row(merge_rows(1)[0] | told)
+
+
+def test_the_cost_figure_leaves_out_what_merges_nothing_and_tells_ranks_apart():
+    rows = [row_of(method="cat", rank=rank, seconds=1.0, retention=0.9) for rank in (16, 64)]
+    rows += [
+        row_of(method="ties", rank=16, seconds=seconds, retention=kept) for seconds, kept in ((0.0, 0.5), (4, 0.7))
+    ]
+    rows += [row_of(method="frozen", seconds=0.001, retention=0.2)]
+    axis = cost(rows).axes[0]
+    drawn = {line.get_label(): line for line in axis.get_lines() if ", r=" in line.get_label()}
+    assert set(drawn) == {"cat, r=16", "cat, r=64", "ties, r=16"}
+    assert [list(line) for line in drawn["ties, r=16"].get_data()] == [[2.0], [pytest.approx(0.6)]]
+    looks = {name: (line.get_color(), line.get_marker()) for name, line in drawn.items()}
+    assert looks["cat, r=16"][0] == looks["cat, r=64"][0] != looks["ties, r=16"][0]
+    assert looks["cat, r=16"][1] == looks["ties, r=16"][1] != looks["cat, r=64"][1]
+
+
+def test_a_line_along_the_ranks_is_of_the_sets_measured_at_each_of_them():
+    pair = [row_of(rank=16, retention=0.9)]
+    six = [row_of(set="+".join(TASKS), rank=rank, retention=0.5) for rank in (16, 64)]
+    elsewhere = [row_of(set="age_class+galaxy", rank=96, retention=0.1)]
+    assert alike([*pair, *six, *elsewhere], "rank") == six
+    assert alike(pair, "rank") == pair
+    (line,) = [item for item in curve([*pair, *six], "rank", "rank").axes[0].containers if item.get_label() == "cat"]
+    assert list(line.lines[0].get_ydata()) == [0.5, 0.5]
 
 
 def test_the_best_in_a_table_is_a_merge_of_plain_adapters_with_the_most_seeds():

@@ -43,10 +43,20 @@ function methodFigure({ kept }, width) {
     rowLabel: (label, task) => `${label}: ${task === "all" ? "all tasks" : task}` })];
 }
 
+/** Of one method's rows those of tasks in sets measured at the same values of a column: as `alike` in summaries.py. */
+function alike(rows, column) {
+  const byTask = [...groups(rows, (row) => [row.backbone, row.data, row.set, row.task].join("|")).values()];
+  const valuesOfTask = byTask.map((some) => sorted(some.map((row) => row[column])));
+  const lists = [...groups(valuesOfTask, (values) => values.join("|")).values()].sort((a, b) => b[0].length - a[0].length || b.length - a.length);
+  const best = lists.length ? lists[0][0] : [];
+  return byTask.filter((_, place) => best.every((value) => valuesOfTask[place].includes(value))).flat().filter((row) => best.includes(row[column]));
+}
+
 /** A line per method: mean retention against a column, the bars one standard deviation. Longest lines first, then best. */
 function methodCurve(column, xLabel, title) {
   return ({ kept }, width) => {
     const byMethod = groups(kept, (row) => row.label);
+    if (column !== "tasks") for (const [label, rows] of byMethod) byMethod.set(label, alike(rows, column));
     const measured = [...byMethod].map(([label, rows]) => ({ label, length: new Set(rows.map((row) => row[column])).size, kept: mean(rows.map((row) => row.retention)) }));
     const order = measured.sort((a, b) => b.length - a.length || b.kept - a.kept).map(({ label }) => label);
     const first = new Set(choice.allCurves ? order : order.slice(0, FIRST_CURVES));
@@ -88,7 +98,8 @@ function aloneFigure({ alone }, width) {
 }
 
 function costFigure({ kept }, width) {
-  const column = choice.cost, counts = (row) => known(row[column]) && (row[column] > 0 || column !== "seconds"); // what merges nothing takes no time
+  const column = choice.cost, isIdle = (row) => row.method === "frozen" && row.realign === "none"; // merges nothing: what seconds it has are chance
+  const counts = (row) => known(row[column]) && !isIdle(row);
   const made = groups(kept.filter(counts), (row) => `${row.label}|${row.rank}`);
   const points = [...made.values()].map((rows) => {
     const { label, rank } = rows[0], cost = summary(rows, column).value, { value, deviation: spread, rows: used } = summary(rows, "retention");
@@ -98,11 +109,14 @@ function costFigure({ kept }, width) {
   const front = [];
   for (const point of [...points].sort((a, b) => a.x - b.x || b.y - a.y)) if (!front.length || point.y > front[front.length - 1].y) front.push(point);
   const many = METHODS.length > LOOKS; // then looks would repeat: only what nothing beats is named
-  const named = many ? [...new Set(front.map((point) => point.label))] : methodsOf(kept), shown = many ? front : points;
-  const series = named.map((label, place) => ({ name: label, look: many ? style(place) : lookOf(label), points: shown.filter((point) => point.label === label) }));
+  const named = many ? [...new Set(front.map((point) => point.label))] : METHODS, shown = many ? front : points;
+  const ranks = sorted(shown.map((point) => point.rank)); // a colour per method, a shape per rank
+  const lookOfPoint = (place, rank) => ({ ...style(place), shape: SHAPES[(ranks.indexOf(rank) + ranks.length * Math.floor(place / 8)) % SHAPES.length] });
+  const series = named.flatMap((label, place) => ranks.map((rank) => ({
+    name: `${label}, r=${rank}`, look: lookOfPoint(place, rank), points: shown.filter((point) => point.label === label && point.rank === rank) })));
   if (many) series.unshift({ name: "others", look: { color: "var(--soft)", shape: "ring", dash: "" }, points: points.filter((point) => !front.includes(point)) });
   const xKind = points.every((point) => point.x > 0) ? "log" : "linear";
-  const caption = element("p", { class: "caption" }, `Nothing is both cheaper and better than: ${front.map((point) => `${point.label} r=${point.rank}`).join(", ")}.`);
+  const caption = element("p", { class: "caption" }, `Nothing is both cheaper and better than: ${front.map((point) => `${point.label}, r=${point.rank}`).join("; ")}.`);
   return [plot({ title: "Cost against retention", series: series.filter((item) => item.points.length), xKind, xLabel: column, yLabel: "retention", width, one: true, front, size: 5, height: 330 }), caption];
 }
 
@@ -202,8 +216,8 @@ const FIGURES = [
     caption: "Row: the task that is scored. Column: the task that it is merged with. Each cell is the mean over seeds of merged score / score alone (inverse for errors)." },
   { id: "methods", title: "Methods by task", draw: methodFigure, merge: true, caption: "Mean retention over all sets, ranks and seeds that the filters leave. The best method on top." },
   { id: "tasks", title: "Number of merged tasks", draw: methodCurve("tasks", "merged tasks", "Retention against number of merged tasks"), merge: true, caption: "Mean and standard deviation over sets, tasks and seeds." },
-  { id: "ranks", title: "Rank of the merged adapters", draw: methodCurve("rank", "rank", "Retention against rank"), merge: true, caption: "Mean and standard deviation over sets, tasks and seeds." },
-  { id: "cost", title: "Cost against retention", draw: costFigure, merge: true, pick: ["seconds", "images", "passes"], caption: "One point per method and rank. The steps join what nothing is both cheaper and better than." },
+  { id: "ranks", title: "Rank of the merged adapters", draw: methodCurve("rank", "rank", "Retention against rank"), merge: true, caption: "Mean and standard deviation over sets, tasks and seeds; each line is of those that were measured at all of its ranks." },
+  { id: "cost", title: "Cost against retention", draw: costFigure, merge: true, pick: ["seconds", "images", "passes"], caption: "One point per method (colour) and rank (shape). The steps join what nothing is both cheaper and better than." },
   { id: "refinement", title: "Refinement", draw: refinementFigure, merge: true, caption: "Retention against seconds of merges that are trained (distill): mean over the members, expected without labels on held-out images." },
   { id: "advisor", title: "Advisor against measurement", draw: advisorFigure, merge: true, caption: "Retention predicted before merging, with its interval, and measured after." },
   { id: "examples", title: "Examples", draw: exampleFigure, caption: "What the single and the merged model answer." },
