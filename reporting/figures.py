@@ -23,6 +23,7 @@ STYLE: Any = {
     "svg.hashsalt": "lora-alloy", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False,
 }  # fmt: skip
+FIRST_LINES = 30  # of a heatmap that fits a page
 FIRST_PANELS, FIRST_CURVES = 8, 12  # as many as the page shows at first; of more nobody could tell them apart
 RETENTION = "retention (1.00 = as good as alone)"
 
@@ -86,11 +87,16 @@ def pair_heatmaps(rows: list[Row]) -> Figure | None:
 
 
 def method_heatmap(rows: list[Row]) -> Figure | None:
-    """Method by task: mean retention over all sets, ranks and seeds; the best method on top."""
+    """Method by task: mean retention over all sets, ranks and seeds; those of the most sets on top, then the best.
+
+    Methods compare where they were measured on the same sets.
+    """
     if not rows:
         return None
     cells, overall = means(rows, lambda row: (method_label(row), row["task"])), means(rows, method_label)
-    order = sorted(methods(rows), key=lambda name: -overall[name].mean)
+    sets = Counter(label for label, _ in {(method_label(row), row["set"]) for row in rows})
+    every = sorted(methods(rows), key=lambda name: (-sets[name], -overall[name].mean))
+    order = every[:FIRST_LINES]
     tasks = sorted({row["task"] for row in rows})
     values = [
         [*(cells[(name, task)].mean if (name, task) in cells else math.nan for task in tasks), overall[name].mean]
@@ -100,6 +106,8 @@ def method_heatmap(rows: list[Row]) -> Figure | None:
     axis = figure.subplots()
     picture = _heatmap(axis, values, order, [*tasks, "all"], _diverging([mean.mean for mean in cells.values()]))
     figure.colorbar(picture, ax=axis, label=RETENTION)
+    if len(every) > len(order):
+        axis.set_title(f"{len(order)} of {len(every)} methods: those of the most sets, then the best", fontsize=8)
     return figure
 
 

@@ -19,10 +19,9 @@ from reporting.rows import (
     Collected,
     Row,
     higher_is_better,
-    method_label,
     primary_metrics,
 )
-from reporting.summaries import means, own_metric
+from reporting.summaries import best_merge, own_metric
 from reporting.tables import NOTE, Cell, Table
 
 ASSETS = Path(__file__).with_name("assets")
@@ -132,9 +131,10 @@ def _tiles(found: Collected) -> str:
         (str(len({_merge_of(row) for row in found.merges})), "merges scored"),
         (str(len({row["task"] for row in [*found.trains, *found.merges]})), "tasks"),
     ]
-    if best := means(own_metric(found), method_label):
-        name, mean = max(best.items(), key=lambda item: item[1].mean)
-        tiles.append((name, f"keeps most on average: {mean.mean:.3f} of {mean.number} rows"))
+    if best := best_merge(own_metric(found)):
+        name, mean, merges, sets = best
+        told = f"keeps most on average of {merges} merges measured on the same {sets} sets"
+        tiles.append((name, f"{told}: {mean.mean:.3f} of {mean.number} rows"))
     boxes = "".join(
         f'<div class="tile"><b>{html.escape(value)}</b><span>{html.escape(text)}</span></div>' for value, text in tiles
     )

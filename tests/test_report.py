@@ -13,9 +13,11 @@ from reporting.making import write_report
 from reporting.page import build_page, payload
 from reporting.rows import Collected, RowError, merge_row, method_label, primary_metrics, train_rows
 from reporting.study import study_numbers
-from reporting.summaries import alike, front, means, own_metric, pairs
+from reporting.summaries import alike, best_merge, front, means, own_metric, pairs
 from reporting.tables import NOTE, study_tables, to_markdown
 from tests.report_rows import TASKS, merge_rows, write_csv, write_merge_run, write_outputs, write_train_run
+
+MEASURED = {"cat": 0.7, "ties": 0.8, "joint": 0.99, "frozen": 0.9}  # of which two are merges
 
 
 def test_runs_and_committed_csv_are_one_list(tmp_path):
@@ -324,6 +326,17 @@ def test_a_line_along_the_ranks_is_of_the_sets_measured_at_each_of_them():
     assert alike(pair, "rank") == pair
     (line,) = [item for item in curve([*pair, *six], "rank", "rank").axes[0].containers if item.get_label() == "cat"]
     assert list(line.lines[0].get_ydata()) == [0.5, 0.5]
+
+
+def test_the_best_is_named_among_merges_of_the_same_sets_only():
+    sets = ("age_class+galaxy", "age_class+emotion")
+    rows = [row_of(method=name, set=members, retention=kept) for members in sets for name, kept in MEASURED.items()]
+    rows += [row_of(method="ladder", set=sets[0], retention=1.0)]
+    name, mean, merges, number = best_merge(rows)
+    assert (name, mean.mean, mean.number, merges, number) == ("ties", pytest.approx(0.8), 2, 2, 2)
+    assert best_merge(rows[:1]) is None
+    page = build_page(Collected(merges=rows), [], ["outputs"], {"time": "now", "commit": None})
+    assert "<b>ties</b><span>keeps most on average of 2 merges measured on the same 2 sets: 0.800" in page
 
 
 def test_the_best_in_a_table_is_a_merge_of_plain_adapters_with_the_most_seeds():

@@ -133,6 +133,17 @@ def test_filters_filter_every_figure_and_are_kept_in_the_address(page, report):
     assert page.find_element("id", "count").text.startswith("1000 merged")
 
 
+def test_figures_may_be_of_the_sets_of_one_size(page, report):
+    choose(page, "tasks", 3)
+    table = pd.read_csv(report / "merges.csv")
+    triples = table[table.set.str.count(r"\+") == 2]
+    assert page.find_element("id", "count").text.startswith(f"{len(triples)} merged")
+    kept = triples[(triples.method == "cat") & (triples.task == "galaxy")].retention.mean()
+    assert cells(page, "methods")[("cat", "galaxy")] == pytest.approx(kept, abs=1e-6)
+    assert "tasks=3" in page.current_url
+    assert page.find_elements("css selector", "#figure-pairs [data-value]") == []
+
+
 def test_a_filter_that_leaves_nothing_says_so(page):
     page.execute_script(
         "const box = document.querySelector('#filters details[data-filter=rank]');"

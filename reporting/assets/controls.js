@@ -3,7 +3,8 @@ const COLUMNS = {
   merge: ["data", "backbone", "set", "method", "realign", "rank", "seed", "task", "metric", "score", "single", "head_only", "retention", "images", "seconds"],
   train: ["data", "backbone", "task", "rank", "seed", "metric", "score", "epochs", "seconds"],
 };
-const FILTERS = ["data", "backbone", "method", "realign", "rank", "seed", "metric"];
+const FILTERS = ["data", "backbone", "tasks", "method", "realign", "rank", "seed", "metric"];
+const FILTER_NAMES = { tasks: "tasks in a set" };
 const FIRST_ROWS = 200;
 const everything = [...MERGES, ...TRAINS];
 const valuesOf = Object.fromEntries(FILTERS.map((name) => [name, sorted(everything.map((row) => row[name]).filter(known))]));
@@ -70,7 +71,7 @@ function filterBox(name) {
     const own = name === "metric" && ownMetric, whole = isWhole(name);
     inputs.forEach((input, place) => { input.checked = chosen[name].has(values[place]); });
     const text = own ? "each task's own" : whole ? "all" : [...chosen[name]].join(", ") || "none";
-    summaryNode.replaceChildren(`${name}: `, element("b", {}, text));
+    summaryNode.replaceChildren(`${FILTER_NAMES[name] || name}: `, element("b", {}, text));
     box.classList.toggle("set", name === "metric" ? !own : !whole);
   };
   return box;

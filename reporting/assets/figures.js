@@ -37,7 +37,8 @@ function methodFigure({ kept }, width) {
   const tasks = sorted(kept.map((row) => row.task)), byMethod = groups(kept, (row) => row.label);
   const found = groups(kept, (row) => `${row.label}|${row.task}`);
   const cell = (label, task) => summary(task === "all" ? byMethod.get(label) : found.get(`${label}|${task}`) || [], "retention");
-  const order = methodsOf(kept).sort((a, b) => cell(b, "all").value - cell(a, "all").value);
+  const sets = new Map([...byMethod].map(([label, rows]) => [label, unique(rows.map((row) => row.set)).length]));
+  const order = methodsOf(kept).sort((a, b) => sets.get(b) - sets.get(a) || cell(b, "all").value - cell(a, "all").value);
   const reach = reachOf(order.flatMap((label) => tasks.map((task) => cell(label, task))).filter(known).map((item) => item.value));
   return [scaleLegend(reach), heatmap({ title: "Retention by method and task", rows: order, columns: [...tasks, "all"], cell, reach, width,
     rowLabel: (label, task) => `${label}: ${task === "all" ? "all tasks" : task}` })];
@@ -214,7 +215,7 @@ function exampleFigure({ examples }) {
 const FIGURES = [
   { id: "pairs", full: true, title: "What a task keeps when merged with one other", draw: pairFigure, merge: true,
     caption: "Row: the task that is scored. Column: the task that it is merged with. Each cell is the mean over seeds of merged score / score alone (inverse for errors)." },
-  { id: "methods", title: "Methods by task", draw: methodFigure, merge: true, caption: "Mean retention over all sets, ranks and seeds that the filters leave. The best method on top." },
+  { id: "methods", title: "Methods by task", draw: methodFigure, merge: true, caption: "Mean retention over all sets, ranks and seeds that the filters leave: methods compare where they were measured on the same sets. Those of the most sets on top, then the best." },
   { id: "tasks", title: "Number of merged tasks", draw: methodCurve("tasks", "merged tasks", "Retention against number of merged tasks"), merge: true, caption: "Mean and standard deviation over sets, tasks and seeds." },
   { id: "ranks", title: "Rank of the merged adapters", draw: methodCurve("rank", "rank", "Retention against rank"), merge: true, caption: "Mean and standard deviation over sets, tasks and seeds; each line is of those that were measured at all of its ranks." },
   { id: "cost", title: "Cost against retention", draw: costFigure, merge: true, pick: ["seconds", "images", "passes"], caption: "One point per method (colour) and rank (shape). The steps join what nothing is both cheaper and better than." },
