@@ -186,6 +186,7 @@ def advisor(rows: list[Row]) -> Figure | None:
     axis.plot([row["retention"] for row in known], [row["predicted"] for row in known], "o", color=COLORS[0], ms=3)
     ends = [min(row["retention"] for row in known), max(row["retention"] for row in known)]
     axis.plot(ends, ends, "--", color="#555555", linewidth=0.8)
+    axis.set_title("predicted by the code that made each row; the interval is meant to hold 90 %", fontsize=8)
     return figure
 
 

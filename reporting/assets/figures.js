@@ -220,7 +220,7 @@ const FIGURES = [
   { id: "ranks", title: "Rank of the merged adapters", draw: methodCurve("rank", "rank", "Retention against rank"), merge: true, caption: "Mean and standard deviation over sets, tasks and seeds; each line is of those that were measured at all of its ranks." },
   { id: "cost", title: "Cost against retention", draw: costFigure, merge: true, pick: ["seconds", "images", "passes"], caption: "One point per method (colour) and rank (shape). The steps join what nothing is both cheaper and better than." },
   { id: "refinement", title: "Refinement", draw: refinementFigure, merge: true, caption: "Retention against seconds of merges that are trained (distill): mean over the members, expected without labels on held-out images." },
-  { id: "advisor", title: "Advisor against measurement", draw: advisorFigure, merge: true, caption: "Retention predicted before merging, with its interval, and measured after." },
+  { id: "advisor", title: "Advisor against measurement", draw: advisorFigure, merge: true, caption: "Retention predicted by the code that made each row, and measured after; the interval is meant to hold 90 %." },
   { id: "examples", title: "Examples", draw: exampleFigure, caption: "What the single and the merged model answer." },
   { id: "alone", full: true, title: "Rank of the adapters alone", draw: aloneFigure, caption: "Test score, mean and standard deviation over seeds. Rank 0 is a head on the frozen backbone." },
   { id: "curves", full: true, title: "Training", draw: trainingFigure, caption: "Validation metric by epoch, one line per run." },
