@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -31,10 +32,29 @@ RETENTION = "retention (1.00 = as good as alone)"
 def write_figures(found: Collected, folder: Path, formats: list[str]) -> list[str]:
     """Draws every figure that there are rows for; the same rows give the same bytes.
 
+    Of several backbones, which nothing is averaged over, the commonest is drawn here, each other in a folder of its
+    name.
+
     Returns:
         Names of the figures drawn.
     """
     rows = own_metric(found)
+    counts = Counter(item["backbone"] for item in [*rows, *found.refinements, *found.curves])
+    drawn = []
+    for place, (backbone, _) in enumerate(counts.most_common()):
+        some, refinements, curves = (
+            [item for item in items if item["backbone"] == backbone]
+            for items in (rows, found.refinements, found.curves)
+        )
+        below = "" if place == 0 else re.sub(r"[^\w.@-]", "_", backbone) + "/"
+        named = backbone if len(counts) > 1 else ""
+        drawn += [below + name for name in _write(some, refinements, curves, folder / below, formats, named)]
+    return drawn
+
+
+def _write(
+    rows: list[Row], refinements: list[Row], curves: list[Row], folder: Path, formats: list[str], named: str
+) -> list[str]:
     drawers: dict[str, Callable[[], Figure | None]] = {
         "pairs": lambda: pair_heatmaps(rows),
         "methods": lambda: method_heatmap(rows),
@@ -42,8 +62,8 @@ def write_figures(found: Collected, folder: Path, formats: list[str]) -> list[st
         "ranks": lambda: curve(rows, "rank", "rank"),
         "cost": lambda: cost(rows),
         "advisor": lambda: advisor(rows),
-        "refinement": lambda: refinement(found.refinements),
-        "curves": lambda: training(found.curves),
+        "refinement": lambda: refinement(refinements),
+        "curves": lambda: training(curves),
     }
     drawn = []
     with matplotlib.rc_context(STYLE):
@@ -52,6 +72,8 @@ def write_figures(found: Collected, folder: Path, formats: list[str]) -> list[st
             if figure is None:
                 continue
             drawn.append(name)
+            if named:
+                figure.supxlabel(named, fontsize=7)
             for kind in formats:
                 buffer = io.BytesIO()
                 metadata = {"Date": None} if kind == "svg" else {"Software": None}

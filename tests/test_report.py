@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from launch.errors import CommandError
-from reporting.figures import cost, curve, pair_heatmaps
+from reporting.figures import cost, curve, pair_heatmaps, write_figures
 from reporting.load import collect
 from reporting.making import write_report
 from reporting.page import build_page, payload
@@ -348,6 +348,19 @@ def test_the_best_in_a_table_is_a_merge_of_plain_adapters_with_the_most_seeds():
     (line,) = [row for row in tables["VII"].rows if row[0].text == "with age_class"]
     assert [cell.text for cell in line[6:8]] == ["60.0 ± 0.0 (2)", "ties"]
     assert "chosen by the test score" in NOTE
+
+
+def test_each_backbone_has_its_own_figures_and_of_many_methods_the_first_are_drawn(tmp_path):
+    rows = [row_of(method=f"m{number}", retention=0.01 * number) for number in range(40)]
+    rows += [row_of(method="m0", set="age_class+galaxy"), row_of(backbone="other/small@98", retention=0.1)]
+    drawn = write_figures(Collected(merges=rows), tmp_path, ["svg"])
+    assert {"methods", "other_small@98/methods"} <= set(drawn)
+    text = (tmp_path / "methods.svg").read_text()
+    assert "30 of 40 methods: those of the most sets, then the best" in text
+    assert [f">{name}<" in text for name in ("m0", "m39", "m11", "m10", "cat")] == [True, True, True, False, False]
+    assert rows[0]["backbone"] in text
+    assert "other/small@98" in (tmp_path / "other_small@98" / "methods.svg").read_text()
+    assert "the interval is meant to hold 90 %" in (tmp_path / "advisor.svg").read_text()
 
 
 def test_both_directions_of_a_pair():

@@ -144,6 +144,34 @@ def test_figures_may_be_of_the_sets_of_one_size(page, report):
     assert page.find_elements("css selector", "#figure-pairs [data-value]") == []
 
 
+def test_of_several_backbones_the_commonest_is_shown_at_first(window, tmp_path):
+    rows = merge_rows(20)
+    rows += [row | {"backbone": "other@98", "retention": 0.1} for row in rows[:4]]
+    rows += [row | {"method": "frozen", "seconds": 0.001} for row in rows[:1]]
+    rows += [row | {"rank": 64} for row in rows[:20]]
+    rows += [row | {"set": "age_class+emotion+galaxy", "task": "galaxy", "retention": 0.2} for row in rows[:1]]
+    write_merge_run(tmp_path / "outputs", rows)
+    write_report(collect([tmp_path / "outputs"]), tmp_path / "all", ["html"], ["outputs"])
+    window.get("about:blank")
+    window.get((tmp_path / "all" / "report.html").as_uri())
+    assert window.find_element("id", "count").text.startswith(f"{len(rows) - 4} merged")
+    marks = """return [...document.querySelectorAll(`#figure-${arguments[0]} [data-series] [data-value]`)].map((m) =>
+        [m.closest('[data-series]').dataset.series, m.tagName, m.getAttribute('fill'), Number(m.dataset.value)])"""
+    (small, large) = window.execute_script(marks, "cost")  # not the control
+    assert (small[0], large[0]) == ("cat, r=16", "cat, r=64")
+    assert small[1] != large[1]
+    assert small[2] == large[2]
+    ranks = [value for name, _, _, value in window.execute_script(marks, "ranks") if name == "cat"]
+    assert ranks[0] == ranks[1], "without the set that one rank has alone"
+    all_of_it = "document.querySelector('#filters details[data-filter=backbone] button').click()"
+    window.execute_script(all_of_it)
+    assert window.find_element("id", "count").text.startswith(f"{len(rows)} merged")
+    address = window.current_url
+    window.get("about:blank")
+    window.get(address)
+    assert window.find_element("id", "count").text.startswith(f"{len(rows)} merged")
+
+
 def test_a_filter_that_leaves_nothing_says_so(page):
     page.execute_script(
         "const box = document.querySelector('#filters details[data-filter=rank]');"

@@ -8,7 +8,13 @@ const FILTER_NAMES = { tasks: "tasks in a set" };
 const FIRST_ROWS = 200;
 const everything = [...MERGES, ...TRAINS];
 const valuesOf = Object.fromEntries(FILTERS.map((name) => [name, sorted(everything.map((row) => row[name]).filter(known))]));
-const chosen = Object.fromEntries(FILTERS.map((name) => [name, new Set(valuesOf[name])]));
+
+/* Nothing is averaged over backbones unless asked for: the commonest is chosen at first. */
+const commonest = [...groups(MERGES.length ? MERGES : TRAINS, (row) => row.backbone)].sort(([, a], [, b]) => b.length - a.length).slice(0, 1).map(([name]) => name);
+const atFirst = (name) => new Set(name === "backbone" ? commonest : valuesOf[name]);
+const chosen = Object.fromEntries(FILTERS.map((name) => [name, atFirst(name)]));
+const isAtFirst = (name) => [...chosen[name]].sort().join() === [...atFirst(name)].sort().join();
+for (const item of [...DATA.refinements, ...DATA.examples]) if (known(item.set)) item.tasks = item.set.split("+").length;
 const table = { kind: MERGES.length ? "merge" : "train", column: null, down: true, all: false };
 
 /* Accuracy and F1 of one task are two rows: unless asked for, figures take each task's own metric. */
@@ -36,7 +42,7 @@ function readAddress() {
 }
 
 function writeAddress() {
-  const parts = FILTERS.filter((name) => (name === "metric" ? !ownMetric : !isWhole(name)))
+  const parts = FILTERS.filter((name) => (name === "metric" ? !ownMetric : !isAtFirst(name)))
     .map((name) => `${name}=${encodeURIComponent([...chosen[name]].join("|"))}`);
   try { history.replaceState(null, "", parts.length ? `#${parts.join("&")}` : location.pathname + location.search); } catch { /* some browsers refuse it for files */ }
 }
@@ -84,7 +90,7 @@ function buildFilters() {
   const reset = element("button", { type: "button", id: "reset" }, "reset");
   reset.addEventListener("click", () => {
     ownMetric = true;
-    for (const name of FILTERS) chosen[name] = new Set(valuesOf[name]);
+    for (const name of FILTERS) chosen[name] = atFirst(name);
     changed();
   });
   form.append(reset, element("span", { class: "count", id: "count", role: "status" }));
