@@ -204,7 +204,7 @@ class Publication:
             )
         if any(root.rglob("*.parquet")):
             return
-        commands = [prepare, f"{prepare} data.root=DIR    (DIR: a folder that has the files)"]
+        commands = [f"{prepare} data.root={root}", f"{prepare} data.root=DIR    (DIR: a folder that has the files)"]
         url = self.mirror[0].urls[0].split("/resolve/")[0] if self.mirror else self.url
         raise not_found(self.title, root, self.mirror, self.licence, url, commands, "no parquet files")
 

@@ -9,14 +9,13 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from launch.bundles import CARD
+from launch.bundles import CARD, HUB
 from launch.errors import AdapterError, UserError
 from launch.files import write_json
 from lightning_modules.adapter import README
 from merging.paired import retention_text
 from merging.views import read_card
 
-PREFIX = "hub:"
 FILES = ("*.safetensors", "*.json", "*.md")  # a bundle has no others, and no code is ever fetched
 
 
@@ -30,9 +29,9 @@ def resolve(path: str, api: HfApi | None = None) -> Path:
     Raises:
         HubError: there is no such repository, or no network and no copy of it.
     """
-    if not path.startswith(PREFIX):
+    if not path.startswith(HUB):
         return Path(path).expanduser()
-    name = path.removeprefix(PREFIX)
+    name = path.removeprefix(HUB)
     try:
         return Path((api or HfApi()).snapshot_download(name, allow_patterns=list(FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
