@@ -31,7 +31,7 @@ def leading(m: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """The first ``rank`` directions of dense matrices; as ``singular``, at half its cost.
 
     They span the space of the largest eigenvalues of the Gram matrix on the smaller side, in which a thin SVD finds
-    them. Squaring loses only what is below 1e-8 of the largest singular value: the product is as good as of a full SVD.
+    them. Squaring loses what is below 1e-8 of the largest singular value, so product and values are known to that.
 
     Args:
         m: (L, m, n) with rank < min(m, n).
