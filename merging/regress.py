@@ -46,7 +46,7 @@ def regress(
         images: unlabeled training images per task.
         targets: what may change: any of q, k, v, proj, mlp.
         ridge: share of the mean eigenvalue, above 0.
-        class_weight: how many patch tokens a class token counts for.
+        class_weight: how many of the fitted patch tokens a class token counts for; each stands for ``stride`` tokens.
         stride: only every how-manieth patch token is fitted; more images teach more than all tokens of few.
         by_error: of numbers and points l_i is multiplied by the variance of the head outputs over
             ``predict.tolerance``, so that they, which tell finer differences than classes, get more say.
