@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -87,10 +87,7 @@ def _merges(merge: Any) -> Iterator[str]:
     for key in ("rungs", "candidates"):
         given = merge.get(key) if isinstance(merge, dict) else None
         for rung in given if isinstance(given, list) else ():
-            for name in rung if isinstance(rung, dict) else [rung]:
-                if name not in (merges := shipped_merges()):
-                    hint = nearest(str(name), merges) or f" Known: {checks.known(merges)}."
-                    yield f"merge.{key}={checks.show(given)}: there is no merge {name}.{hint}"
+            yield from _no_merge(f"merge.{key}", given, rung if isinstance(rung, dict) else [rung])
 
 
 def _allows(argument: Argument, value: object) -> bool:
@@ -99,10 +96,14 @@ def _allows(argument: Argument, value: object) -> bool:
 
 
 def _candidates(candidates: list[str]) -> Iterator[str]:
-    for name in candidates:
+    yield from _no_merge("candidates", candidates, candidates)
+
+
+def _no_merge(key: str, given: Any, names: Iterable[Any]) -> Iterator[str]:
+    for name in names:
         if name not in (merges := shipped_merges()):
-            hint = nearest(name, merges) or f" Known: {checks.known(merges)}."
-            yield f"candidates={checks.show(candidates)}: there is no merge {name}.{hint}"
+            hint = nearest(str(name), merges) or f" Known: {checks.known(merges)}."
+            yield f"{key}={checks.show(given)}: there is no merge {name}.{hint}"
 
 
 def _advice(advise: Any, advice_images: Any, realign: Any, branch_at: Any) -> Iterator[str]:
