@@ -22,6 +22,22 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(np.random.PCG64(start).random_raw(count), kind="stable")
 
 
+class EpochOrder:
+    """The order of the rows in an epoch, drawn once for all of its batches; that of the table where none is drawn."""
+
+    def __init__(self, count: int, seed: int, shuffle: bool) -> None:
+        self.count, self.seed, self.shuffle = count, seed, shuffle
+        self._drawn: tuple[int, np.ndarray] | None = None
+
+    def of(self, epoch: int) -> np.ndarray:
+        """int64 (count,)."""
+        if not self.shuffle:
+            return np.arange(self.count)
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, epoch_order(self.count, self.seed, epoch)
+        return self._drawn[1]
+
+
 def train_bounds(count: int, batch_size: int) -> list[int]:
     """Borders of whole batches; the last, partial one is left out unless it is the only one."""
     whole = count // batch_size
@@ -71,9 +87,9 @@ class PictureBatches(Dataset[Batch]):
         move_points: bool = False,
     ) -> None:
         self.path, self.rows, self.targets, self.index = pixels, rows, targets, index
-        self.bounds, self.seed, self.shuffle = list(bounds), seed, shuffle
+        self.bounds, self.seed = list(bounds), seed
         self.augment, self.move_points = augment, move_points
-        self._order: tuple[int, np.ndarray] | None = None
+        self.order = EpochOrder(len(rows), seed, shuffle)
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -85,7 +101,7 @@ class PictureBatches(Dataset[Batch]):
         start, stop = self.bounds[number], self.bounds[number + 1]
         if start == stop:  # more devices than examples: each must have a batch
             start, stop = 0, 1
-        chosen = self._epoch(epoch)[start:stop]
+        chosen = self.order.of(epoch)[start:stop]
         # Mapped anew for each batch: pages once touched would go on counting as this process's memory.
         pixels = np.load(self.path, mmap_mode="r", allow_pickle=False)
         images = np.asarray(pixels[self.rows[chosen]])
@@ -100,13 +116,6 @@ class PictureBatches(Dataset[Batch]):
             "target": torch.from_numpy(targets),
             "index": torch.from_numpy(self.index[chosen]),
         }
-
-    def _epoch(self, epoch: int) -> np.ndarray:
-        if not self.shuffle:
-            return np.arange(len(self.rows))
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, epoch_order(len(self.rows), self.seed, epoch)
-        return self._order[1]
 
 
 class BatchOrder(DistributedSampler[Item]):

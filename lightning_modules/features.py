@@ -3,12 +3,11 @@
 from collections.abc import Iterable
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.batches import Batch, BatchOrder, Item, TrainLoader, epoch_order, eval_bounds, train_bounds
+from datamodules.batches import Batch, BatchOrder, EpochOrder, Item, TrainLoader, eval_bounds, train_bounds
 from datamodules.datamodule import ImageDataModule, normalize
 from launch.progress import track
 
@@ -34,8 +33,7 @@ class FeatureBatches(Dataset[Batch]):
         shuffle: bool = False,
     ) -> None:
         self.views, self.index, self.bounds = views, index, bounds
-        self.seed, self.shuffle = seed, shuffle
-        self._order: tuple[int, np.ndarray] | None = None
+        self.order = EpochOrder(len(index), seed, shuffle)
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -43,15 +41,9 @@ class FeatureBatches(Dataset[Batch]):
     def __getitem__(self, item: Item | int) -> Batch:
         """Batch (epoch, number); a bare number (Lightning's overfit_batches) is of the first view and order."""
         epoch, number = (0, item) if isinstance(item, int) else item
-        rows = torch.from_numpy(self._epoch(epoch)[self.bounds[number] : self.bounds[number + 1]])
+        rows = torch.from_numpy(self.order.of(epoch)[self.bounds[number] : self.bounds[number + 1]])
         features, targets = self.views[epoch % len(self.views)]
         return {"image": features[rows], "target": targets[rows], "index": self.index[rows]}
-
-    def _epoch(self, epoch: int) -> np.ndarray:
-        if self._order is None or self._order[0] != epoch:
-            count = len(self.index)
-            self._order = epoch, epoch_order(count, self.seed, epoch) if self.shuffle else np.arange(count)
-        return self._order[1]
 
 
 class FeatureDataModule(L.LightningDataModule):

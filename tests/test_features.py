@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules import batches
 from datamodules.datamodule import ImageDataModule, normalize
 from datamodules.image_folder import ImageFolder
 from launch.errors import DataError
@@ -64,12 +65,12 @@ def test_epochs_go_through_the_views_and_the_orders_of_the_images(vit, images):
 
 def test_the_order_of_an_epoch_is_drawn_once(monkeypatch):
     drawn = []
-    draw = features_module.epoch_order
-    monkeypatch.setattr(features_module, "epoch_order", lambda *given: drawn.append(given) or draw(*given))
+    draw = batches.epoch_order
+    monkeypatch.setattr(batches, "epoch_order", lambda *given: drawn.append(given) or draw(*given))
     rows = torch.arange(12)
-    batches = FeatureBatches([(rows[:, None].float(), rows)], rows, [0, 4, 8, 12], seed=1, shuffle=True)
+    dataset = FeatureBatches([(rows[:, None].float(), rows)], rows, [0, 4, 8, 12], seed=1, shuffle=True)
     for epoch in (0, 1, 0):
-        found = torch.cat([batches[epoch, number]["index"] for number in range(3)])
+        found = torch.cat([dataset[epoch, number]["index"] for number in range(3)])
         assert found.tolist() == draw(12, 1, epoch).tolist()
     assert drawn == [(12, 1, 0), (12, 1, 1), (12, 1, 0)]
 
