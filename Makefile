@@ -37,8 +37,9 @@ demo: $(READY)  ## draw three datasets, train, ask for advice, merge, report, pr
 		'  outputs/predictions/demo/         faces with what the merged model says of them' \
 		'  outputs/models/demo/README.md     the merged model'
 
+# A file at a time to each process, so that what a file's tests share is made once; a thread each, or they would fight.
 test: $(READY)  ## run the test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(READY)  ## lint, format and types
 	$(BIN)/ruff check .

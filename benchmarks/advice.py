@@ -94,7 +94,7 @@ def look(folder: Path, dumps: Path, tasks: Sequence[str], rank: int, seed: int, 
                 for split in ("val", "test"):
                     features = bench.features(merges[0].delta, task, split, deep=True)
                     for merged in merges:
-                        given = features if merged.realign == "deep" else class_token(features, bench.width)
+                        given = features if merged.deep else class_token(features, bench.width)
                         key = {"set": "+".join(names), "method": method, "realign": merged.realign, "task": task}
                         kept["rows"].append(key | {"split": split, "merged": outputs(merged.heads[task], given)})
         buffer = io.BytesIO()

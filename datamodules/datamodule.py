@@ -154,16 +154,17 @@ class ImageDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         auto = min(8, cpu_count()) if self._on_gpu() and self.augment else 0
-        bounds = train_bounds(len(self._rows("train")), self.batch_size)
-        return self._loader(TrainLoader, self._train_batches(bounds, shuffle=True), auto, epoch)
-
-    def view_dataloader(self, view: int) -> DataLoader[Batch]:
-        """Every training example once, in the table's order, augmented in its ``view``-th way."""
-        bounds = eval_bounds(len(self._rows("train")), self.batch_size, self._world()[0])
-        return self._loader(DataLoader, self._train_batches(bounds, shuffle=False), 0, view)
-
-    def _train_batches(self, bounds: list[int], shuffle: bool) -> PictureBatches:
         rows = self._rows("train")
+        bounds = train_bounds(len(rows), self.batch_size)
+        return self._loader(TrainLoader, self._train_batches(rows, bounds, shuffle=True), auto, epoch)
+
+    def view_dataloader(self, view: int, count: int | None = None) -> DataLoader[Batch]:
+        """The training examples of ``plain_dataloader``, in its order, augmented in their ``view``-th way."""
+        rows = self._first("train", count)
+        bounds = eval_bounds(len(rows), self.batch_size, self._world()[0])
+        return self._loader(DataLoader, self._train_batches(rows, bounds, shuffle=False), 0, view)
+
+    def _train_batches(self, rows: np.ndarray, bounds: list[int], shuffle: bool) -> PictureBatches:
         points = self._targets.shape[1] if self.kind == "keypoints" else None
         augment = Augment(self.augment, self.flip_index, points) if self.augment else None
         return PictureBatches(

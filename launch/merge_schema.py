@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from launch.schema import Check, Device, Logger, Name, Paths, Strict, Text
 from launch.signature import Argument, function_arguments
 
 GIVEN = ("deltas", "grams", "bench")  # arguments that a merge gets from us
-Realign = Literal["none", "linear", "deep"]
+Realign = Literal["none", "linear", "deep", "head"]
 Tasks = Annotated[list[Name], Field(min_length=1)]
 
 
@@ -191,7 +191,7 @@ class MergeConfig(Strict):
     sets: Annotated[list[Tasks], Field(min_length=1)] | None = Field(description="a list of lists [[a,b],[c]], or null")
     sweep: MergeSweep
     realign: Realign | Annotated[list[Realign], Field(min_length=1)] = Field(
-        description="none, linear, deep or a list of them"
+        description="none, linear, deep, head or a list of them"
     )
     branch_at: Annotated[int, Field(ge=0)] | None = Field(description="a number of blocks, or null (one pass)")
     branch: Tasks | None = Field(description="a list of tasks [a,b], or null (all of the set)")
@@ -244,7 +244,7 @@ class MergeConfig(Strict):
     def realigns(self) -> list[Realign]:
         """As a list, each once, plainest first."""
         wanted = self.realign if isinstance(self.realign, list) else [self.realign]
-        return [realign for realign in ("none", "linear", "deep") if realign in wanted]
+        return [realign for realign in get_args(Realign) if realign in wanted]
 
     @property
     def method_name(self) -> str:

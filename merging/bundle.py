@@ -70,7 +70,7 @@ def save_merged(
         "recipe": dict(recipe),
         "backbone": dict(backbone),
         "tasks": {name: _task_card(member) for name, member in sorted(members.items())},
-        "deep_blocks": DEPTH if merged.realign == "deep" else 0,
+        "deep_blocks": DEPTH if merged.deep else 0,
         "rows": list(rows),
         "provenance": provenance() if made is None else dict(made),
     }

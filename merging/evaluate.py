@@ -15,10 +15,11 @@ from merging.features import class_token
 from merging.methods import Outcome
 from merging.paired import retention, retention_interval
 from merging.predict import output_drift, predict_retention
-from merging.realign import choose_readout, fold_readout
+from merging.realign import VIEWS, choose_readout, fold_readout, refit_head
 from merging.workbench import Workbench, outputs
 
-Realign = Literal["none", "linear", "deep"]
+Realign = Literal["none", "linear", "deep", "head"]
+DEEP = ("deep", "head")  # whose heads read deep features
 COLUMNS = (
     "data", "backbone", "set", "method", "realign", "rank", "seed", "task", "metric", "score", "single", "head_only",
     "retention", "images", "seconds",
@@ -35,7 +36,7 @@ class Merged:
 
     Attributes:
         outcome: of the merge, without readouts.
-        heads: by task; those of ``deep`` read deep features.
+        heads: by task; those of ``deep`` and ``head`` read deep features.
         seconds: what making it took, readouts included.
         images: unlabeled images per task that it needed, at most, readouts included.
         ways: by task, what it has in place of ``delta`` where the merge branches.
@@ -54,6 +55,11 @@ class Merged:
     def delta(self) -> Delta | None:
         """None where nothing was merged (the control)."""
         return self.outcome.delta
+
+    @property
+    def deep(self) -> bool:
+        """Whether its heads read deep features."""
+        return self.realign in DEEP
 
     def delta_of(self, task: str) -> Delta | None:
         """What is folded into the backbone for this task's answer."""
@@ -88,16 +94,23 @@ def merge_set(
     wanted: list[Realign] = [realign for realign in realigns if realign != "none"]
     heads: dict[Realign, dict[str, MLPHead]] = {realign: {} for realign in wanted}
     spent: dict[Realign, float] = dict.fromkeys(wanted, merging)
+    deep = any(realign in DEEP for realign in wanted)
+    views = range(VIEWS + 1 if "head" in wanted else 1)
     for task in tasks if wanted else ():
-        single = bench.single(task, "train", images)
+        head = bench.members[task].head
+        single = [bench.single(task, "train", images, view=view) for view in views]
         begun = time.perf_counter()
-        features = bench.merged(ways.get(task, delta), task, "train", images, deep="deep" in wanted)
+        features = bench.merged(ways.get(task, delta), task, "train", images, deep=deep)
         reading = time.perf_counter() - begun
         for realign in wanted:
             begun = time.perf_counter()
-            given = features if realign == "deep" else class_token(features, bench.width)
-            readout, _ = choose_readout(given, single)
-            heads[realign][task] = fold_readout(bench.members[task].head, readout)
+            if realign == "head":
+                way = ways.get(task, delta)
+                more = [bench.merged(way, task, "train", images, deep=True, view=view) for view in views[1:]]
+                heads[realign][task] = refit_head(head, [features, *more], single)
+            else:
+                given = features if realign == "deep" else class_token(features, bench.width)
+                heads[realign][task] = fold_readout(head, choose_readout(given, single[0])[0])
             spent[realign] += reading + time.perf_counter() - begun
     for realign in realigns:
         if realign == "none":
@@ -119,7 +132,7 @@ def predict_set(bench: Workbench, merges: Sequence[Merged], count: int) -> list[
         A row for each member and realignment.
     """
     rows = []
-    deep = any(merged.realign == "deep" for merged in merges)
+    deep = any(merged.deep for merged in merges)
     for task in merges[0].heads:
         member = bench.members[task]
         single = outputs(member.head, bench.single(task, "val", count))
@@ -127,7 +140,7 @@ def predict_set(bench: Workbench, merges: Sequence[Merged], count: int) -> list[
         targets = bench.targets(task, "val", count)
         sizes = ((member.bundle.card.get("data") or {}).get("counts") or {}).get("test") or {}
         for merged in merges:
-            given = features if merged.realign == "deep" else class_token(features, bench.width)
+            given = features if merged.deep else class_token(features, bench.width)
             answers = outputs(merged.heads[task], given)
             predicted, low, high = predict_retention(
                 member.task, single, answers, member.validation, targets, sum(sizes.values()) or None
@@ -155,7 +168,7 @@ def score_set(
         head_only: heads trained on the bare backbone, by task, where there are any.
     """
     rows = []
-    deep = any(merged.realign == "deep" for merged in merges)
+    deep = any(merged.deep for merged in merges)
     for task in merges[0].heads:
         metric = bench.members[task].task.metric
         features = (
@@ -167,7 +180,7 @@ def score_set(
         single = bench.score(task, split, own)
         alone = _head_only(bench, task, split, head_only, deep)
         for merged in merges:
-            given = features if merged.realign == "deep" else class_token(features, bench.width)
+            given = features if merged.deep else class_token(features, bench.width)
             answers = outputs(merged.heads[task], given)
             scores = bench.score(task, split, answers)
             low, high = retention_interval(bench.members[task].task, own, answers, bench.targets(task, split))

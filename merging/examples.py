@@ -34,7 +34,7 @@ def save_merged_examples(
         chosen = spread(rows)
         images = normalize(torch.from_numpy(data.pictures(rows[chosen])).to(bench.device), data.mean, data.std)
         with bench.weights.folded(merged.delta) as model:
-            features = read_features(model, [images], deep=merged.realign == "deep", dtype=bench.dtype)
+            features = read_features(model, [images], deep=merged.deep, dtype=bench.dtype)
         single = outputs(member.head, bench.single(task, split)[torch.from_numpy(chosen)])
         shaped = {
             name: _array(member.task.shape(x)) for name, x in (("single", single), ("merged", outputs(head, features)))

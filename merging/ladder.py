@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from launch.errors import CommandError
 from merging.delta import Delta, Weights, require
@@ -40,12 +40,12 @@ def ladder(
         advice_images: validation images per task, at most.
 
     Raises:
-        CommandError: no rung, an unknown one or one that merges nothing, or ``after`` is none of the three.
+        CommandError: no rung, an unknown one or one that merges nothing, or ``after`` is no realignment.
     """
     settings = dict(_settings(rung) for rung in rungs)
     require(bool(settings) and len(settings) == len(rungs), "rungs", list(rungs), "different merges, cheapest first")
     require("ladder" not in settings, "rungs", list(rungs), "merges other than ladder")
-    require(after in ("none", "linear", "deep"), "after", after, "none, linear or deep")
+    require(after in get_args(Realign), "after", after, "none, linear, deep or head")
     tasks = sorted(deltas)
     tried: list[tuple[float, float, Outcome]] = []
     needed, earlier = 0, 0.0

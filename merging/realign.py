@@ -7,9 +7,13 @@ ridge regression on unlabeled training images maps merged features X to the sing
 
 so that nothing is changed where the merge changed nothing. It is a linear map before the head's first Linear and is
 folded into it; ``deep`` heads then read class and mean patch token of the last blocks (``merging.features``).
+
+``head`` goes on to the head's last layer: a readout that is not exact pulls all answers together, and what of that
+the hidden units tell is put right by a second ridge regression, of the answers that are missing (``refit_head``).
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +23,9 @@ from lightning_modules.model import MLPHead
 from merging.features import class_token
 
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+OUTPUT_RIDGES = (0.01, 0.1, 1.0, 10.0)
+VIEWS = 2  # augmented views of each image that a whole head is fitted to, besides the image itself
+FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,79 @@ def fold_readout(head: MLPHead, readout: Readout) -> MLPHead:
         }
     )
     return folded.eval().requires_grad_(False)
+
+
+def refit_head(head: MLPHead, features: Sequence[Tensor], wanted: Sequence[Tensor]) -> MLPHead:
+    """Both layers of the head for merged features: a readout folded into the first, the last one fitted to answers.
+
+    The last layer changes by  U = argmin |h(z_i) - h(z) - a U - u|^2 + ridge * n * |U|^2,  with z the readout's class
+    tokens of images that it was not fitted to, h the head, a its standardised hidden units of z, and z_i what was
+    wanted. Both ridges are the best over ``FOLDS`` parts of the images, each judged by a fit to the others and on plain
+    images alone; where no U serves better than none, the last layer stays. No label is read.
+
+    Args:
+        features: (n, p) of the merged model for each view of the images, in the same order: the plain ones, then
+            augmented ones.
+        wanted: (n, d) class tokens of the single-adapter model on the same pictures.
+
+    Returns:
+        A head that reads (B, p).
+    """
+    x, z = torch.stack([one.double() for one in features]), torch.stack([one.double() for one in wanted])
+    folds = list(_folds(x.shape[1]))
+    guesses = {ridge: torch.empty_like(z) for ridge in RIDGES}
+    for held in folds:
+        readouts = fit_readouts(x[:, ~held].flatten(0, 1), z[:, ~held].flatten(0, 1), RIDGES)
+        for ridge, readout in zip(RIDGES, readouts, strict=True):
+            guesses[ridge][:, held] = readout(x[:, held].flatten(0, 1)).unflatten(0, (len(x), -1))
+    ridge = min(RIDGES, key=lambda own: float((guesses[own][0] - z[0]).square().sum()))
+    own = copy.deepcopy(head).cpu().double()
+    with torch.no_grad():
+        hidden = torch.relu(own.hidden(guesses[ridge]))
+        missing = own(z) - own.output(hidden)
+    folded = fold_readout(head, fit_readouts(x.flatten(0, 1), z.flatten(0, 1), [ridge])[0])
+    change = _output_change(hidden, missing, folds)
+    if change is not None:
+        slope, offset = change
+        with torch.no_grad():
+            folded.output.weight.copy_(own.output.weight + slope.t())
+            folded.output.bias.copy_(own.output.bias + offset)
+    return folded
+
+
+def _output_change(hidden: Tensor, missing: Tensor, folds: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Slope (h, out) and offset (out,) that give of hidden units (v, n, h) what is missing (v, n, out).
+
+    None where held-out images are answered no better with them than without.
+    """
+    flat = hidden.flatten(0, 1)
+    mean, scale = flat.mean(0), flat.std(0, correction=0)
+    scale = torch.where(scale > 1e-8, scale, 1.0)
+    standard = (hidden - mean) / scale
+
+    def fit(rows: Tensor, ridges: Sequence[float]) -> tuple[list[Tensor], Tensor]:
+        some, lacks = standard[:, rows].flatten(0, 1), missing[:, rows].flatten(0, 1)
+        centre = lacks.mean(0)
+        return _ridge(some, lacks - centre, ridges), centre
+
+    errors = dict.fromkeys(OUTPUT_RIDGES, 0.0)
+    for held in folds:
+        maps, centre = fit(~held, OUTPUT_RIDGES)
+        for ridge, slope in zip(OUTPUT_RIDGES, maps, strict=True):
+            errors[ridge] += float((standard[0, held] @ slope + centre - missing[0, held]).square().sum())
+    ridge = min(errors, key=lambda own: errors[own])
+    if errors[ridge] >= float(missing[0].square().sum()):
+        return None
+    (slope,), centre = fit(torch.ones(hidden.shape[1], dtype=torch.bool), [ridge])
+    slope = slope / scale[:, None]
+    return slope, centre - mean @ slope
+
+
+def _folds(count: int) -> Iterator[Tensor]:
+    """Masks (n,) of the parts that are held out in turn."""
+    place = torch.arange(count) % min(FOLDS, count)
+    for fold in range(min(FOLDS, count)):
+        yield place == fold
 
 
 def _ridge(x: Tensor, y: Tensor, ridges: Sequence[float]) -> list[Tensor]:

@@ -57,22 +57,25 @@ class Workbench:
         self.weights = FoldableWeights(backbone.to(device), sorted(modules))
         if dtype is not None:
             hold_frozen_weights(backbone, dtype)
-        self._single: dict[tuple[str, str, int | None, bool], Tensor] = {}
-        self._bare: dict[tuple[str, str, int | None, bool], Tensor] = {}
-        self._merged: tuple[Delta | None, dict[tuple[str, str, int | None, bool], Tensor]] = (None, {})
+        self._single: dict[tuple[str, str, int | None, bool, int], Tensor] = {}
+        self._bare: dict[tuple[str, str, int | None, bool, int], Tensor] = {}
+        self._merged: tuple[Delta | None, dict[tuple[str, str, int | None, bool, int], Tensor]] = (None, {})
 
     @property
     def backbone(self) -> VisionTransformer:
         return self.weights.model
 
-    def batches(self, task: str, split: str, count: int | None = None, *, mirrored: bool = False) -> Iterator[Tensor]:
+    def batches(
+        self, task: str, split: str, count: int | None = None, *, mirrored: bool = False, view: int = 0
+    ) -> Iterator[Tensor]:
         """Normalised images (B, 3, S, S) of a split, or ``count`` of them, always the same ones in the same order.
 
         Args:
             mirrored: left and right exchanged.
+            view: augmented in which way, as the task's training augments; 0 for not. Of training images alone.
         """
         data = self.data[task]
-        for batch in data.plain_dataloader(split, count):
+        for batch in data.view_dataloader(view, count) if view else data.plain_dataloader(split, count):
             images = normalize(batch["image"].to(self.device), data.mean, data.std)
             yield images.flip(-1) if mirrored else images
 
@@ -85,36 +88,41 @@ class Workbench:
         *,
         deep: bool,
         mirrored: bool = False,
+        view: int = 0,
     ) -> Tensor:
         """Features (n, d) or deep features (n, 8 d) of the backbone with a delta (None: bare)."""
         with self.weights.folded(delta) as model:
-            images = self.batches(task, split, count, mirrored=mirrored)
+            images = self.batches(task, split, count, mirrored=mirrored, view=view)
             return read_features(model, images, deep=deep, dtype=self.dtype)
 
-    def merged(self, delta: Delta | None, task: str, split: str, count: int | None = None, *, deep: bool) -> Tensor:
+    def merged(
+        self, delta: Delta | None, task: str, split: str, count: int | None = None, *, deep: bool, view: int = 0
+    ) -> Tensor:
         """As ``features``; what a merge was chosen by serves its realignment and its prediction too."""
         if delta is None:
-            return self.bare(task, split, count, deep=deep)
+            return self.bare(task, split, count, deep=deep, view=view)
         if self._merged[0] is not delta:
             self._merged = (delta, {})
-        key, kept = (task, split, count, deep), self._merged[1]
+        key, kept = (task, split, count, deep, view), self._merged[1]
         if key not in kept:
-            kept[key] = self.features(delta, task, split, count, deep=deep)
+            kept[key] = self.features(delta, task, split, count, deep=deep, view=view)
         return kept[key]
 
-    def single(self, task: str, split: str, count: int | None = None, *, mirrored: bool = False) -> Tensor:
+    def single(
+        self, task: str, split: str, count: int | None = None, *, mirrored: bool = False, view: int = 0
+    ) -> Tensor:
         """Class tokens (n, d) of the task's own adapter alone."""
-        key = (task, split, count, mirrored)
+        key = (task, split, count, mirrored, view)
         if key not in self._single:
             delta = self.members[task].delta
-            self._single[key] = self.features(delta, task, split, count, deep=False, mirrored=mirrored)
+            self._single[key] = self.features(delta, task, split, count, deep=False, mirrored=mirrored, view=view)
         return self._single[key]
 
-    def bare(self, task: str, split: str, count: int | None = None, *, deep: bool) -> Tensor:
+    def bare(self, task: str, split: str, count: int | None = None, *, deep: bool, view: int = 0) -> Tensor:
         """Features of the unmerged, unadapted backbone."""
-        key = (task, split, count, deep)
+        key = (task, split, count, deep, view)
         if key not in self._bare:
-            self._bare[key] = self.features(None, task, split, count, deep=deep)
+            self._bare[key] = self.features(None, task, split, count, deep=deep, view=view)
         return self._bare[key]
 
     def targets(self, task: str, split: str, count: int | None = None) -> Tensor:
@@ -155,12 +163,13 @@ def open_images(member: Member, cache_root: Path, mean: Any, std: Any, root: str
             described.classes = {name: described.classes[name] for name in card["task"]["classes"]}
         kind, target, fingerprint = config["task"]["kind"], config["task"]["target"], card["data"]["fingerprint"]
         size, seed = config["backbone"]["image_size"], config["seed"]
+        ways = {key: config["task"].get(key) for key in ("augment", "flip_index")}
     except (KeyError, TypeError, ValidationError) as error:
         raise AdapterError(f"{path} does not tell which data it was trained on ({error!r}); train it again.") from error
     source = instantiate(described.source, described.arguments())
     data = ImageDataModule(
         source, kind, target=target, image_size=size, mean=mean, std=std, seed=seed, cache_root=cache_root,
-        **described.model_dump(include=set(Data.model_fields) - {"source"}),
+        **ways, **described.model_dump(include=set(Data.model_fields) - {"source"}),
     )  # fmt: skip
     data.prepare_data()
     data.setup()

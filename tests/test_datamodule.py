@@ -95,6 +95,7 @@ def test_the_last_of_some_are_as_mixed_as_the_first(tmp_path: Path) -> None:
     drawn = torch.cat([batch["index"] for batch in data.plain_dataloader("train", 40)])
     assert len(set(drawn.tolist())) == 40
     assert torch.equal(drawn, torch.cat([batch["index"] for batch in data.plain_dataloader("train", 52)])[:40])
+    assert torch.equal(drawn, torch.cat([batch["index"] for batch in data.view_dataloader(1, 40)]))
 
 
 @pytest.mark.parametrize(

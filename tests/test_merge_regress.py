@@ -30,7 +30,9 @@ GIVEN: dict[str, Any] = {
 class Drawn(Workbench):
     """A workbench whose images are noise, of another kind for each task."""
 
-    def batches(self, task: str, split: str, count: int | None = None, *, mirrored: bool = False) -> Iterator[Tensor]:
+    def batches(
+        self, task: str, split: str, count: int | None = None, *, mirrored: bool = False, view: int = 0
+    ) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(len(task))
         yield torch.randn(GIVEN["images"], 3, SIZE, SIZE, generator=generator) * len(task)
 

@@ -185,7 +185,7 @@ def test_scores_have_the_units_that_training_reported_in(outputs: Path, tmp_path
 
 
 def test_a_set_of_one_is_the_adapter_itself(outputs: Path) -> None:
-    for realign in ("none", "linear", "deep"):
+    for realign in ("none", "linear", "deep", "head"):
         result, _ = merge_here(command(outputs, "merge=cat", "tasks=[level]", "save=false", f"realign={realign}"))
         (row,) = result["rows"]
         assert row["score"] == pytest.approx(row["single"], rel=1e-4)
@@ -343,9 +343,9 @@ def test_rows_are_logged_to_wandb_offline(outputs: Path, monkeypatch: pytest.Mon
 
 
 def test_a_single_set_shows_both_models_answers_on_test_pictures(outputs: Path, tmp_path: Path) -> None:
-    told = ["merge=cat", "tasks=[leaves,level,dots]", "realign=[none,deep]"]
+    told = ["merge=cat", "tasks=[leaves,level,dots]", "realign=[none,head]"]
     result, run = merge_here(command(outputs, *told))
-    deep = load(Path(result["models"][-1]))
+    merged = load(Path(result["models"][-1]))
     folder = run.path / "examples"
     examples = json.loads((folder / "examples.json").read_text())
     assert {item["task"] for item in examples} == {"leaves", "level", "dots"}
@@ -353,10 +353,10 @@ def test_a_single_set_shows_both_models_answers_on_test_pictures(outputs: Path, 
     assert min(counts) > 3
     assert max(counts) <= 12
     for item in examples:
-        assert {item["set"], item["method"], item["realign"]} == {"dots+leaves+level", "cat", "deep"}
+        assert {item["set"], item["method"], item["realign"]} == {"dots+leaves+level", "cat", "head"}
         picture = np.asarray(Image.open(folder / item["image"]))
-        images = normalize(torch.from_numpy(picture[None]), deep.mean, deep.std)
-        answer = deep(images)[item["task"]][0]
+        images = normalize(torch.from_numpy(picture[None]), merged.mean, merged.std)
+        answer = merged(images)[item["task"]][0]
         if item["task"] == "leaves":
             assert {item["target"], item["single"]} <= {"dark", "light"}
             assert item["merged"] == ("dark", "light")[int(answer.argmax())]

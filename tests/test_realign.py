@@ -8,7 +8,7 @@ from launch.errors import AdapterError
 from lightning_modules.model import MLPHead
 from merging.features import DEPTH, class_token, deep_width, read_features
 from merging.fold import FoldableWeights, folded_state, locate
-from merging.realign import RIDGES, choose_readout, fit_readouts, fold_readout, identity
+from merging.realign import RIDGES, choose_readout, fit_readouts, fold_readout, identity, refit_head
 from tests.conftest import SIZE
 
 
@@ -52,6 +52,63 @@ def test_a_folded_head_is_the_readout_and_the_head() -> None:
     torch.testing.assert_close(folded(deep), head(readout(deep).float()), atol=1e-4, rtol=1e-4)
     same = fold_readout(head, identity(10))
     assert torch.equal(same.hidden.weight, head.hidden.weight)
+
+
+def test_a_whole_head_stays_as_it_is_where_a_merge_lost_nothing() -> None:
+    head = MLPHead(10, 3)
+    deep = [rows(60, 80, seed) for seed in (0, 1)]
+    again = refit_head(head, deep, [class_token(own, 10) for own in deep])
+    assert torch.equal(again.output.weight, head.output.weight)
+    assert torch.equal(again.output.bias, head.output.bias)
+    torch.testing.assert_close(again(deep[0]), head(class_token(deep[0], 10)), atol=1e-4, rtol=1e-4)
+
+
+def drowned(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(merged, single) features: a merge that drowns the one direction that answers hang on in noise."""
+    single = rows(count, 10, seed)
+    return torch.cat([single[:, :1] + 2 * rows(count, 1, seed + 100), single[:, 1:]], 1), single
+
+
+def test_a_whole_head_answers_nearer_than_a_readout_that_pulls_answers_together() -> None:
+    head = MLPHead(10, 1).requires_grad_(False)
+    torch.nn.init.zeros_(head.hidden.weight)[:, 0] = torch.tensor([1.0, -1.0]).repeat(256)
+    torch.nn.init.zeros_(head.hidden.bias)
+    torch.nn.init.constant_(head.output.weight, 1 / 256)  # so it answers |z_0|
+    views = [drowned(300, seed) for seed in (1, 2)]
+    merged, single = drowned(2000, 9)
+    plain = fold_readout(head, choose_readout(*views[0])[0])
+    whole = refit_head(head, [own for own, _ in views], [own for _, own in views])
+    off = [float((one(merged) - head(single)).square().mean()) for one in (plain, whole)]
+    assert off[1] < 0.7 * off[0]
+
+
+def test_the_last_layer_is_fitted_to_images_that_the_readout_has_not_seen() -> None:
+    """By hand, with one ridge to choose from on each side."""
+    torch.manual_seed(0)
+    head = MLPHead(4, 2).double()
+    merged, single = rows(90, 4), rows(90, 4, 1)
+    found = refit_head(head.float(), [merged], [single])
+    head = head.double()
+    place = torch.arange(90) % 5
+    by_ridge = {}
+    for ridge in RIDGES:
+        guess = torch.empty(90, 4, dtype=torch.float64)
+        for fold in range(5):
+            (readout,) = fit_readouts(merged[place != fold], single[place != fold], [ridge])
+            guess[place == fold] = readout(merged[place == fold])
+        by_ridge[float((guess - single).square().sum())] = (ridge, guess)
+    ridge, guess = by_ridge[min(by_ridge)]
+    hidden = torch.relu(head.hidden(guess))
+    x = (hidden - hidden.mean(0)) / hidden.std(0, correction=0).clamp(min=1e-8)
+    y = head(single.double()) - head.output(hidden)
+    change = found.output.weight.double() - head.output.weight
+    sizes = []
+    for own in (0.01, 0.1, 1.0, 10.0):
+        u = torch.linalg.solve(x.T @ x + own * 90 * torch.eye(512), x.T @ (y - y.mean(0)))
+        sizes.append(float((change - (u / hidden.std(0, correction=0).clamp(min=1e-8)[:, None]).T).abs().max()))
+    assert min(sizes) < 1e-6 * float(change.abs().max()) + 1e-7
+    (readout,) = fit_readouts(merged, single, [ridge])
+    torch.testing.assert_close(found.hidden(merged), head.float().hidden(readout(merged).float()), atol=1e-4, rtol=1e-4)
 
 
 def test_deep_features_hold_the_tokens_of_the_last_blocks(vit: VisionTransformer, images: torch.Tensor) -> None:
