@@ -9,8 +9,10 @@ import numpy as np
 from reporting.rows import STUDY_METHOD, Collected, Row
 from reporting.tables import NONE
 
-REALIGNS = ("none", "linear", "deep")  # the columns raw, linear and deep
-HEAD = "| set | rank | merge | seeds | images | seconds | raw | linear | deep |"
+REALIGNS = ("none", "linear", "deep", "head")  # the columns raw, linear, deep and head
+_TIMED = ("deep", "head", "linear", "none")  # whose seconds are told: the first that was measured
+_COLUMNS = "raw | linear | deep | head |"
+HEAD = f"| set | rank | merge | seeds | images | seconds | {_COLUMNS}"
 
 
 def merges_of(found: Collected, tasks: Iterable[str]) -> list[Row]:
@@ -54,9 +56,9 @@ def realigned_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
         "# What merging keeps, with and without realigned heads",
         "Mean / lowest retention over all members of all sets of the named kind and all seeds. In brackets, of the "
         "members whose 95 % interval is known, how many lost something that the test set can show. Where not all sets "
-        "were measured, the number of members stands behind the method. `frozen` is the control: the same readout on "
-        "the bare backbone. Images (unlabeled, per task) are those of the deep readout; seconds the median of what a "
-        "set took with it, of one core of a machine that did other work, too.",
+        "were measured, the number of members stands behind the method; cells may hold fewer, and count them. `frozen` "
+        "is the control: the same readout on the bare backbone. Images (unlabeled, per task) are those of the readout; "
+        "seconds the median of what a set took with the deep one, of one core of a machine that did other work, too.",
     ]
     larger = {row["task"] for row in found.merges if tasks < set(row["set"].split("+"))}
     rows = [
@@ -66,8 +68,8 @@ def realigned_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
     ]
     kinds = kinds_of_sets(stands_for, {row["tasks"] for row in rows})
     for backbone in sorted({row["backbone"] for row in rows}):
-        lines = [HEAD, "|---|---|---|---|---|---|---|---|---|"]
-        differences = ["| set | rank | merge | raw | linear | deep |", "|---|---|---|---|---|---|"]
+        lines = [HEAD, "|---|---|---|---|---|---|---|---|---|---|"]
+        differences = [f"| set | rank | merge | {_COLUMNS}", "|---|---|---|---|---|---|---|"]
         for kind, (size, belongs) in kinds.items():
             drawn_from = sorted(tasks) if size <= len(tasks) else sorted(tasks | larger)
             there = sum(belongs(names) for names in itertools.combinations(drawn_from, size)) * size
@@ -121,9 +123,10 @@ def _realigned_lines(start: str, rows: Sequence[Row], there: int) -> list[str]:
             if some:
                 best = (realign != "none", statistics.fmean(row["retention"] for row in some))
                 counts.add(len(some))
-        seconds = [row["seconds"] for row in own if row["seconds"] is not None and (row["images"] or 0) == images]
+        timed = next(realign for realign in _TIMED if any(row["realign"] == realign for row in own))
+        seconds = [row["seconds"] for row in own if row["seconds"] is not None and row["realign"] == timed]
         seeds = sorted({row["seed"] for row in own})
-        some_only = "" if counts == {there * len(seeds)} else f" ({min(counts)} of {there * len(seeds)})"
+        some_only = "" if max(counts) == there * len(seeds) else f" ({max(counts)} of {there * len(seeds)})"
         text = (
             f"{start} | {method}{some_only} | {' '.join(map(str, seeds))} | {images or NONE} | "
             f"{f'{statistics.median(seconds):.3g}' if seconds else NONE} | {' | '.join(cells)} |"
