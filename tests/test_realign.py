@@ -105,7 +105,7 @@ def test_the_last_layer_is_fitted_to_images_that_the_readout_has_not_seen() -> N
     sizes = []
     for own in (0.01, 0.1, 1.0, 10.0):
         u = torch.linalg.solve(x.T @ x + own * 90 * torch.eye(512), x.T @ (y - y.mean(0)))
-        sizes.append(float((change - (u / hidden.std(0, correction=0).clamp(min=1e-8)[:, None]).T).abs().max()))
+        sizes.append(float((change.detach() - (u / hidden.std(0, correction=0).clamp(min=1e-8)[:, None]).T).abs().max()))
     assert min(sizes) < 1e-6 * float(change.abs().max()) + 1e-7
     (readout,) = fit_readouts(merged, single, [ridge])
     torch.testing.assert_close(found.hidden(merged), head.float().hidden(readout(merged).float()), atol=1e-4, rtol=1e-4)
