@@ -4,10 +4,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
+from launch.merge_schema import Realign
 from lightning_modules.model import MLPHead
 from merging.branch import Branching, branch
 from merging.delta import Delta
@@ -18,7 +19,6 @@ from merging.predict import output_drift, predict_retention
 from merging.realign import VIEWS, choose_readout, fold_readout, refit_head
 from merging.workbench import Workbench, outputs
 
-Realign = Literal["none", "linear", "deep", "head"]
 DEEP = ("deep", "head")  # whose heads read deep features
 COLUMNS = (
     "data", "backbone", "set", "method", "realign", "rank", "seed", "task", "metric", "score", "single", "head_only",

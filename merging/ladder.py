@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from launch.errors import CommandError
+from launch.merge_schema import Realign
 from merging.delta import Delta, Weights, require
-from merging.evaluate import Realign, merge_set, predict_set
+from merging.evaluate import merge_set, predict_set
 from merging.methods import Outcome, merge_function, shipped
 from merging.workbench import Workbench
 
