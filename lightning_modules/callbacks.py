@@ -75,6 +75,17 @@ class Bar(RichProgressBar):
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
+class FinalEarlyStopping(EarlyStopping):
+    """Early stopping whose decision outlives the process.
+
+    Lightning keeps it in ``Trainer.should_stop`` alone: a run that was killed after it, or while ``min_epochs`` had
+    still to be met, would train on when resumed.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or self.stopped_epoch > 0
+
+
 def training_callbacks(folder: str, monitor: str, mode: str, patience: int | None, bar: bool) -> list[Callback]:
     """Early stopping, the best and the last checkpoint by the end of each training epoch, and progress.
 
@@ -83,7 +94,7 @@ def training_callbacks(folder: str, monitor: str, mode: str, patience: int | Non
     """
     callbacks: list[Callback] = []
     if patience is not None:
-        callbacks.append(EarlyStopping(monitor, mode=mode, patience=patience, check_on_train_epoch_end=True))
+        callbacks.append(FinalEarlyStopping(monitor, mode=mode, patience=patience, check_on_train_epoch_end=True))
     checkpoint = partial(
         MovableCheckpoint, dirpath=folder, save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
     )

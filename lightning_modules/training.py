@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import Logger
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -173,19 +172,13 @@ def of_stage(logged: Mapping[str, float], prefix: str) -> dict[str, float]:
 
 
 def fit(trainer: L.Trainer, module: MultiTaskModule, data: L.LightningDataModule, checkpoints: Path) -> int:
-    """Fits from the beginning or from the last checkpoint, and returns the number of epochs of the whole run.
-
-    A run that was killed after early stopping had decided is not trained for another epoch.
-    """
+    """Fits from the beginning or from the last checkpoint, and returns the number of epochs of the whole run."""
     last = checkpoints / f"{LAST}.ckpt"
     if not last.exists():
         trainer.fit(module, datamodule=data)
         return trainer.current_epoch
-    state = torch.load(last, weights_only=True, map_location="cpu")
-    log.info("resuming after epoch %d from %s", state["epoch"] + 1, last)
-    stopped = [saved for name, saved in state["callbacks"].items() if name.startswith(EarlyStopping.__name__)]
-    if any(saved["stopped_epoch"] for saved in stopped):
-        return int(state["epoch"]) + 1
+    epoch = torch.load(last, weights_only=True, map_location="cpu")["epoch"] + 1
+    log.info("resuming after epoch %d from %s", epoch, last)
     trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
     return trainer.current_epoch
 
