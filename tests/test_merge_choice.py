@@ -162,8 +162,8 @@ def test_advice_tells_a_branch_that_shares_everything_once(outputs: Path) -> Non
 
 
 def test_advice_reads_no_test_picture_and_names_a_merge(outputs: Path, no_test_picture: None) -> None:
-    result = advise_here(command(outputs, "advise=true", "tasks=[leaves,level]", "realign=[none,deep]", "seed=0"))
-    assert len(result["rows"]) == 3 * 2 * 2
+    result = advise_here(command(outputs, "advise=true", "tasks=[leaves,level]", "realign=[none,deep,head]", "seed=0"))
+    assert len(result["rows"]) == 4 * 3 * 2  # candidates, realignments, members
     chosen = {(row["method"], row["realign"]) for row in result["rows"] if row["recommended"]}
     assert len(chosen) == 1
     assert all(row["reason"] and row["low"] <= row["predicted"] <= row["high"] for row in result["rows"])
