@@ -57,8 +57,9 @@ def realigned_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
         "Mean / lowest retention over all members of all sets of the named kind and all seeds. In brackets, of the "
         "members whose 95 % interval is known, how many lost something that the test set can show. Where not all sets "
         "were measured, the number of members stands behind the method; cells may hold fewer, and count them. `frozen` "
-        "is the control: the same readout on the bare backbone. Images (unlabeled, per task) are those of the readout; "
-        "seconds the median of what a set took with the deep one, of one core of a machine that did other work, too.",
+        "is the control: the same readout on the bare backbone. Images (unlabeled, per task) are those of the deep "
+        "readout, and seeds whose readouts had more have their own line; seconds are the median of what a set took "
+        "with it, of one core of a machine that did other work, too.",
     ]
     larger = {row["task"] for row in found.merges if tasks < set(row["set"].split("+"))}
     rows = [
@@ -109,35 +110,52 @@ def with_lines(page: str, table: str, methods: Iterable[str]) -> str:
 
 
 def _realigned_lines(start: str, rows: Sequence[Row], there: int) -> list[str]:
-    """A line for each method, the best first; those with a readout above the others."""
+    """A line for each method and number of images, the best first; those with a readout above the others."""
     lines = []
     for method in {_name(row) for row in rows}:
-        own = [row for row in rows if _name(row) == method]
-        most = {realign: _most_images(row for row in own if row["realign"] == realign) for realign in REALIGNS}
-        own = [row for row in own if (row["images"] or 0) == most[row["realign"]]]
-        images = max(most.values())
-        cells, best, counts = [], (False, 0.0), set()
-        for realign in REALIGNS:
-            some = [row for row in own if row["realign"] == realign]
-            cells.append(_kept(some))
-            if some:
-                best = (realign != "none", statistics.fmean(row["retention"] for row in some))
-                counts.add(len(some))
-        timed = next(realign for realign in _TIMED if any(row["realign"] == realign for row in own))
-        seconds = [row["seconds"] for row in own if row["seconds"] is not None and row["realign"] == timed]
-        seeds = sorted({row["seed"] for row in own})
-        some_only = "" if max(counts) == there * len(seeds) else f" ({max(counts)} of {there * len(seeds)})"
-        text = (
-            f"{start} | {method}{some_only} | {' '.join(map(str, seeds))} | {images or NONE} | "
-            f"{f'{statistics.median(seconds):.3g}' if seconds else NONE} | {' | '.join(cells)} |"
-        )
-        lines.append((not best[0], -best[1], text))
+        for images, own in _by_images([row for row in rows if _name(row) == method]).items():
+            cells, best, counts = [], (False, 0.0), set()
+            for realign in REALIGNS:
+                some = _of_most_images(row for row in own if row["realign"] == realign)
+                cells.append(_kept(some))
+                if some:
+                    best = (realign != "none", statistics.fmean(row["retention"] for row in some))
+                    counts.add(len(some))
+            seconds = [row["seconds"] for row in own if row["seconds"] is not None and row["realign"] == _timed(own)]
+            seeds = sorted({row["seed"] for row in own})
+            some_only = "" if max(counts) == there * len(seeds) else f" ({max(counts)} of {there * len(seeds)})"
+            text = (
+                f"{start} | {method}{some_only} | {' '.join(map(str, seeds))} | {images or NONE} | "
+                f"{f'{statistics.median(seconds):.3g}' if seconds else NONE} | {' | '.join(cells)} |"
+            )
+            lines.append((not best[0], -best[1], text))
     return [text for *_, text in sorted(lines)]
 
 
-def _most_images(rows: Iterable[Row]) -> int:
-    """Rows with fewer are of an earlier trial."""
-    return max((row["images"] or 0 for row in rows), default=0)
+def _by_images(rows: Sequence[Row]) -> dict[int, list[Row]]:
+    """One method's rows by the images that its readouts had; seeds without a readout go where there were most."""
+    most: dict[int, int] = {}
+    for seed in {row["seed"] for row in rows}:
+        own = [row for row in rows if row["seed"] == seed]
+        if (timed := _timed(own)) != "none":
+            most[seed] = max(row["images"] or 0 for row in own if row["realign"] == timed)
+    top = max(most.values()) if most else max(row["images"] or 0 for row in rows)
+    found: dict[int, list[Row]] = {}
+    for row in rows:
+        found.setdefault(most.get(row["seed"], top), []).append(row)
+    return found
+
+
+def _timed(rows: Sequence[Row]) -> str:
+    return next(realign for realign in _TIMED if any(row["realign"] == realign for row in rows))
+
+
+def _of_most_images(rows: Iterable[Row]) -> list[Row]:
+    """One row of each member and seed; those with fewer images are of an earlier trial."""
+    most: dict[tuple[str, int, str], Row] = {}
+    for row in sorted(rows, key=lambda row: row["images"] or 0):
+        most[row["set"], row["seed"], row["task"]] = row
+    return list(most.values())
 
 
 def _name(row: Row) -> str:
@@ -149,9 +167,8 @@ def _difference_lines(start: str, rows: Sequence[Row]) -> list[str]:
     """A line for each method but ``cat``, the best first; those with a readout above the others."""
 
     def by_member(method: str, realign: str) -> dict[tuple[str, int, str], float]:
-        some = [row for row in rows if (_name(row), row["realign"]) == (method, realign)]
-        images = _most_images(some)
-        return {(r["set"], r["seed"], r["task"]): r["retention"] for r in some if (r["images"] or 0) == images}
+        some = _of_most_images(row for row in rows if (_name(row), row["realign"]) == (method, realign))
+        return {(row["set"], row["seed"], row["task"]): row["retention"] for row in some}
 
     sums = {realign: by_member(f"`{STUDY_METHOD}`", realign) for realign in REALIGNS}
     lines = []

@@ -140,6 +140,25 @@ def test_realigned_merges_stand_beside_raw_ones_with_the_losses_that_a_test_set_
     assert lines(text, "all six in one")[0][2:] == ["`cat`", "0", "-", "-", "0.500 / 0.50", *none]
 
 
+def test_readouts_of_more_images_have_a_line_of_their_own() -> None:
+    pair = "land+stars"
+    text = realigned_markdown(
+        found(
+            row("stars", pair, 0.8), row("stars", pair, 0.4, seed=1), row("stars", pair, 0.6, seed=2),
+            row("stars", pair, 0.72, realign="deep", images=50),
+            row("stars", pair, 0.6, realign="deep", images=100, seed=1),
+            row("stars", pair, 0.64, realign="head", images=200, seed=1),
+            row("stars", pair, 0.8, method="gram"), row("stars", pair, 0.8, method="gram", realign="deep", images=50),
+        ),
+        STANDS,
+    )  # fmt: skip
+    fewer = ["`cat` (1 of 30)", "0", "50", "-", "1.000 / 1.00", "-", "0.900 / 0.90", "-"]
+    more = ["`cat` (2 of 60)", "1 2", "100", "-", "0.625 / 0.50", "-", "0.750 / 0.75", "0.800 / 0.80"]
+    assert [line[2:] for line in lines(text, "pairs", "16") if line[2].startswith("`cat`")] == [fewer, more]
+    *_, against = lines(text, "pairs", "16", "`gram`")
+    assert against[3:] == ["+0.000 (+0.000 to +0.000)", "-", "+0.100 (+0.100 to +0.100)", "-"]
+
+
 def test_a_page_shows_the_lines_of_some_merges_and_keeps_its_words() -> None:
     rows = [row("stars", "land+stars", 0.8, method=method) for method in ("cat", "gram", "gram_seq")]
     table = realigned_markdown(found(*rows), STANDS)
