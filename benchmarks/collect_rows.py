@@ -37,9 +37,10 @@ TRAINED = ("data", "backbone", "task", "rank", "lora", "seed", "metric", "score"
 
 
 def merge_rows(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """Every set's rows, each once; of merges that were scored on the test split alone."""
+    """Every set's rows, each once, the newest run's; of merges that were scored on the test split alone."""
     rows = []
-    for run in sorted(run for outputs in folders for run in outputs.glob("runs/merge-*")):
+    runs = [run for outputs in folders for run in outputs.glob("runs/merge-*")]
+    for run in sorted(runs, key=lambda run: ((run / "config.yaml").stat().st_mtime, run.name)):
         if yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["split"] != "test":
             continue
         for file in sorted(run.glob("sets/*.json")):

@@ -76,9 +76,11 @@ def _realigned(merge: Any, realign: Any, advise: Any) -> Iterator[str]:
     after = merge.get("after") if isinstance(merge, dict) else None
     if advise is True or after is None or after == realign or (isinstance(realign, list) and after in realign):
         return
+    other = realign if isinstance(realign, str) else "none"
+    unable = other == "head" and "rungs" not in merge  # search looks at drifts after plain readouts alone
     yield (
         f"realign={checks.show(realign)}: the merge is chosen by what is left after realign={after}. Give "
-        f"realign={after}, or merge.after={checks.show(realign if isinstance(realign, str) else 'none')}."
+        f"realign={after}{'' if unable else f', or merge.after={checks.show(other)}'}."
     )
 
 

@@ -160,6 +160,7 @@ def _predictor(
     """What predicts the rows of a set, the members, and the backbone's card."""
     if config.advice_images is not None:
         opened = open_bench(config, bundles)
+        opened.bench.scratch = None  # of an earlier merge of this process
         return functools.partial(_expected, config, opened), opened.bench.members, opened.backbone
     members = {task: read_member(path) for task, path in bundles.items()}
     check_alike(list(members.values()))

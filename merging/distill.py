@@ -66,7 +66,8 @@ def distill(
     those with the lowest geometric mean of the members' drifts on ``HELD_OUT`` training images per task, looked at
     every ``CHECK_EVERY`` steps: a member whose answers move a lot whatever is done (emotion) must not decide alone.
 
-    The curve goes to ``bench.scratch/distill-*.csv``, a checkpoint beside it, from which a run that was killed goes on.
+    The curve goes to ``bench.scratch/distill-*.csv``, a checkpoint beside it, from which a run that was killed goes on;
+    ``merging.run`` removes it once the set is scored.
 
     Args:
         weights: of the start alone; the members to be matched are the single adapters as they are.
@@ -97,6 +98,10 @@ def distill(
     for target in widen:
         require(target in TARGET_MODULES, "widen", list(widen), f"a list of {', '.join(TARGET_MODULES)}")
     require(widen_rank >= 1, "widen_rank", widen_rank, "a whole number from 1")
+    require(images >= 5, "images", images, "a whole number from 5, a fifth of which is held out")
+    require(lr > 0 and math.isfinite(lr), "lr", lr, "a number above 0")
+    require(patience >= 1, "patience", patience, "a whole number from 1")
+    require(seconds is None or seconds > 0, "seconds", seconds, "a number above 0, or null")
     merged = gram(deltas, weights, grams=grams, normalise="trace", ridge=1e-3, cat_share=cat_share)
     cut = trained_rank(merged, rank)
     if cut is not None:
@@ -138,6 +143,8 @@ def distill(
     begun = time.perf_counter()
     heads = {task: copy.deepcopy(bench.members[task].head).to(bench.device) for task in tasks}
     set_fused_attention(student, fused=bench.device.type != "cpu")
+    if stale >= patience or (seconds is not None and spent >= seconds):
+        first = steps  # it was killed after its last look
     for step in track(range(first, steps), "Distilling " + "+".join(tasks), steps - first):
         for group in optimizer.param_groups:
             group["lr"] = peak * rate(step)
@@ -166,8 +173,6 @@ def distill(
             _save(state_file, student, optimizer, generator, step + 1, now, stale, best, curve)
         if over or stale >= patience:
             break
-    if state_file is not None:
-        state_file.unlink(missing_ok=True)
     return Outcome(_sum(base, _as_delta(best[1])), curve=curve, images=images, earlier=spent)
 
 

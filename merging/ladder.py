@@ -47,6 +47,8 @@ def ladder(
     require(bool(settings) and len(settings) == len(rungs), "rungs", list(rungs), "different merges, cheapest first")
     require("ladder" not in settings, "rungs", list(rungs), "merges other than ladder")
     require(after in get_args(Realign), "after", after, "none, linear, deep or head")
+    require(images >= 5, "images", images, "a whole number from 5, a fifth of which is held out")
+    require(advice_images >= 2, "advice_images", advice_images, "a whole number from 2")
     tasks = sorted(deltas)
     tried: list[tuple[float, float, Outcome]] = []
     needed, earlier = 0, 0.0

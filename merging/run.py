@@ -109,6 +109,8 @@ def merge_all(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dic
         }
         scored = [shared | row for row in rows]
         write_json(file, {"rows": scored, "models": saved, "curve": list(merges[0].outcome.curve)})
+        for checkpoint in opened.bench.scratch.glob("*.pt"):
+            checkpoint.unlink()
     return summarise(sets, folder, config, opened)
 
 

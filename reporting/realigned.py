@@ -58,8 +58,9 @@ def realigned_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
         "members whose 95 % interval is known, how many lost something that the test set can show. Where not all sets "
         "were measured, the number of members stands behind the method; cells may hold fewer, and count them. `frozen` "
         "is the control: the same readout on the bare backbone. Images (unlabeled, per task) are those of the deep "
-        "readout, and seeds whose readouts had more have their own line; seconds are the median of what a set took "
-        "with it, of one core of a machine that did other work, too.",
+        "readout (behind a comma those of `head`, if others), and seeds with more of them or with `head` have "
+        "their own line; seconds are the median of what a set took with the deep readout, of one core of a machine "
+        "that did other work, too.",
     ]
     larger = {row["task"] for row in found.merges if tasks < set(row["set"].split("+"))}
     rows = [
@@ -113,7 +114,7 @@ def _realigned_lines(start: str, rows: Sequence[Row], there: int) -> list[str]:
     """A line for each method and number of images, the best first; those with a readout above the others."""
     lines = []
     for method in {_name(row) for row in rows}:
-        for images, own in _by_images([row for row in rows if _name(row) == method]).items():
+        for (images, for_heads), own in _by_images([row for row in rows if _name(row) == method]).items():
             cells, best, counts = [], (False, 0.0), set()
             for realign in REALIGNS:
                 some = _of_most_images(row for row in own if row["realign"] == realign)
@@ -123,24 +124,31 @@ def _realigned_lines(start: str, rows: Sequence[Row], there: int) -> list[str]:
                     counts.add(len(some))
             seconds = [row["seconds"] for row in own if row["seconds"] is not None and row["realign"] == _timed(own)]
             seeds = sorted({row["seed"] for row in own})
+            told = f"{images}, {for_heads}" if for_heads not in (0, images) else images
             some_only = "" if max(counts) == there * len(seeds) else f" ({max(counts)} of {there * len(seeds)})"
             text = (
-                f"{start} | {method}{some_only} | {' '.join(map(str, seeds))} | {images or NONE} | "
+                f"{start} | {method}{some_only} | {' '.join(map(str, seeds))} | {told or NONE} | "
                 f"{f'{statistics.median(seconds):.3g}' if seconds else NONE} | {' | '.join(cells)} |"
             )
             lines.append((not best[0], -best[1], text))
     return [text for *_, text in sorted(lines)]
 
 
-def _by_images(rows: Sequence[Row]) -> dict[int, list[Row]]:
-    """One method's rows by the images that its readouts had; seeds without a readout go where there were most."""
-    most: dict[int, int] = {}
+def _by_images(rows: Sequence[Row]) -> dict[tuple[int, int], list[Row]]:
+    """One method's rows by the images that readouts and whole heads had (0: no whole head).
+
+    So all columns of a line are of the same seeds. Those without any readout go where there were most images.
+    """
+    most: dict[int, tuple[int, int]] = {}
     for seed in {row["seed"] for row in rows}:
         own = [row for row in rows if row["seed"] == seed]
         if (timed := _timed(own)) != "none":
-            most[seed] = max(row["images"] or 0 for row in own if row["realign"] == timed)
-    top = max(most.values()) if most else max(row["images"] or 0 for row in rows)
-    found: dict[int, list[Row]] = {}
+            images = [
+                max((r["images"] or 0 for r in own if r["realign"] == kind), default=0) for kind in (timed, "head")
+            ]
+            most[seed] = (images[0], images[1])
+    top = max(most.values()) if most else (max(row["images"] or 0 for row in rows), 0)
+    found: dict[tuple[int, int], list[Row]] = {}
     for row in rows:
         found.setdefault(most.get(row["seed"], top), []).append(row)
     return found

@@ -110,7 +110,9 @@ def merge_rows(given: Mapping[str, Any]) -> Iterator[Row]:
     yield row
     for name, score in scores.items() if isinstance(scores, dict) else ():
         if _is_metric(name) and name != row["metric"]:
-            unknown = dict.fromkeys(("single", "head_only", "retention", "predicted", "low", "high"))
+            unknown = dict.fromkeys(
+                ("single", "head_only", "retention", "retention_low", "retention_high", "predicted", "low", "high")
+            )
             yield {**row, **unknown, "metric": name, "score": _number(name, score)}
 
 

@@ -67,6 +67,27 @@ def test_distillation_brings_answers_nearer_and_resumes_to_the_same(
     assert len(again.read_text().splitlines()) == 6
 
 
+def test_a_distillation_that_ended_is_not_trained_again(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ["merge=distill", "merge.steps=10", "merge.batch=8", "merge.widen=[]", "save=false", "seed=0"]
+    pair = command(outputs, "tasks=[dots,leaves]", *settings, "merge.seed=7")
+    with monkeypatch.context() as broken:
+        broken.setattr("merging.run.score_set", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            merge_here(pair)
+    monkeypatch.setattr(module, "_loss", lambda *_: pytest.fail("it was trained again"))
+    result, run = merge_here(pair)
+    assert len(result["curves"]["dots+leaves"]) == 3
+    assert not list((run.path / "scratch").glob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    "given", ["merge.lr=-1", "merge.lr=0", "merge.patience=0", "merge.images=4", "merge.seconds=0"]
+)
+def test_impossible_budgets_are_refused(outputs: Path, given: str) -> None:
+    with pytest.raises(CommandError, match=f"{given.partition('=')[0]}=.* is not possible"):
+        merge_here(command(outputs, "tasks=[leaves,dots]", "merge=distill", given, "save=false"))
+
+
 def test_factors_are_trained_in_float32_beside_a_backbone_in_bfloat16(
     outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
