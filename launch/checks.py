@@ -217,6 +217,12 @@ def trainer_arguments(trainer: dict[str, Any]) -> Iterator[str]:
             f"trainer.check_val_every_n_epoch={show(own['check_val_every_n_epoch'])}: must be 1: each epoch is "
             "validated, so that the best one is known."
         )
+    interval = own.get("val_check_interval")
+    if interval is not None and not (isinstance(interval, float) and interval == 1):
+        yield (
+            f"trainer.val_check_interval={show(interval)}: must be 1.0 or null: weights are kept at the end of an "
+            "epoch, so they are scored there."
+        )
 
 
 def trainer_signature() -> dict[str, Argument]:

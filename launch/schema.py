@@ -169,8 +169,9 @@ class Sweep(Strict):
 class Paths(Strict):
     """Folders, relative to the working directory."""
 
-    outputs: Text = Field(description="a folder")
-    data: Text = Field(description="a folder")
+    # Of what reads a path some expand ~ and some do not: one run's files would lie in two places.
+    outputs: Annotated[Text, Field(pattern="^[^~]")] = Field(description="a folder, with $HOME in place of ~")
+    data: Annotated[Text, Field(pattern="^[^~]")] = Field(description="a folder, with $HOME in place of ~")
 
 
 class Training(Strict):

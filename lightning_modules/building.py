@@ -12,6 +12,7 @@ import lightning as L
 import timm
 import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from peft import LoraConfig
 from timm.models import PretrainedCfg
 from timm.models.vision_transformer import VisionTransformer
@@ -250,11 +251,14 @@ def build_trainer(config: Training, loggers: list[Logger], checkpoints: Path, mo
         "num_sanity_val_steps": 0,  # the data was read and checked when its cache was built
         "use_distributed_sampler": False,  # our loaders share the work out themselves
     }
-    return L.Trainer(
-        **(defaults | arguments),
-        precision=cast(Any, precision),
-        enable_progress_bar=bar,
-        logger=loggers,
-        callbacks=callbacks,
-        default_root_dir=checkpoints.parent,
-    )
+    try:
+        return L.Trainer(
+            **(defaults | arguments),
+            precision=cast(Any, precision),
+            enable_progress_bar=bar,
+            logger=loggers,
+            callbacks=callbacks,
+            default_root_dir=checkpoints.parent,
+        )
+    except MisconfigurationException as error:
+        raise CommandError(f"trainer: Lightning cannot run so on this machine: {error}") from error

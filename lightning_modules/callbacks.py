@@ -82,8 +82,22 @@ class FinalEarlyStopping(EarlyStopping):
     still to be met, would train on when resumed.
     """
 
+    decided = False
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trainer.should_stop = trainer.should_stop or self.stopped_epoch > 0
+        trainer.should_stop = trainer.should_stop or self.decided
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        before = trainer.should_stop
+        super().on_train_epoch_end(trainer, pl_module)
+        self.decided = self.decided or (trainer.should_stop and not before)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "decided": self.decided}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.decided = state_dict["decided"]
 
 
 def training_callbacks(folder: str, monitor: str, mode: str, patience: int | None, bar: bool) -> list[Callback]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from launch.account import wandb_mode
+from launch.account import logged_in, wandb_mode
 from launch.errors import UserError
 from lightning_modules.tasks import Task, higher_is_better
 
@@ -51,6 +51,8 @@ def open_loggers(
     if wandb_sdk.run is not None:  # one that an earlier job of this process left open would take our metrics
         wandb_sdk.finish()
     mode = wandb_mode(wandb.get("mode", "auto"))
+    if mode == "online" and not logged_in():
+        raise UserError("logger.wandb.mode=online: no W&B key is known. Run `wandb login`, or give mode=offline.")
     logger = WandbLogger(
         project=wandb["project"], entity=wandb.get("entity"), name=name, id=run_id, group=group, job_type=job_type,
         tags=tags, save_dir=folder, config=dict(config), mode=mode, log_model=False,

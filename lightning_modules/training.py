@@ -180,7 +180,7 @@ def fit(trainer: L.Trainer, module: MultiTaskModule, data: L.LightningDataModule
     epoch = torch.load(last, weights_only=True, map_location="cpu")["epoch"] + 1
     log.info("resuming after epoch %d from %s", epoch, last)
     trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
-    return trainer.current_epoch
+    return max(trainer.current_epoch, int(epoch))  # where nothing was left to do Lightning counts one too few
 
 
 def end_group() -> None:

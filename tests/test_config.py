@@ -205,6 +205,9 @@ FAULTS = [
     ("trainer.limit_val_batches=0.0", "trainer.limit_val_batches=0: must be more than 0: these batches are what the"),
     ("trainer.limit_test_batches=0", "trainer.limit_test_batches=0: must be more than 0: these batches are scored."),
     ("trainer.check_val_every_n_epoch=2", "trainer.check_val_every_n_epoch=2: must be 1: each epoch is validated"),
+    ("trainer.val_check_interval=0.5", "trainer.val_check_interval=0.5: must be 1.0 or null: weights are kept"),
+    ("trainer.val_check_interval=4", "trainer.val_check_interval=4: must be 1.0 or null: weights are kept"),
+    ("paths.outputs='~/out'", "paths.outputs=~/out: must be a folder, with $HOME in place of ~"),
     ("trainer.check_val_every_n_epoch=null", "trainer.check_val_every_n_epoch=null: must be 1: each epoch is"),
     (
         "trainer.barebones=true",
@@ -216,7 +219,7 @@ FAULTS = [
         for name in ("16-true", "bf16-true", "64-true", "64")
     ),
     ("trainer.logger=true", "trainer.logger=true: not set here; choose it with logger=wandb, csv or tensorboard."),
-    ("paths.outputs=", "paths.outputs=: must be a folder."),
+    ("paths.outputs=", "paths.outputs=: must be a folder, with $HOME"),
     ("task=galxy", "task=galxy: no such option. Did you mean 'galaxy'? Known: "),
     ("data=base", "data=base: no such option. Known: "),
     ("data=null", "data=null: one is needed. Known: "),

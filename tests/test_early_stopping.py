@@ -18,8 +18,9 @@ SCORES = (0.5, 0.6, 0.4, 0.3, 0.2, 0.9, 0.1, 0.1, 0.1, 0.1)
 class Told(L.LightningModule):
     """Logs ``SCORES``, one an epoch."""
 
-    def __init__(self, dies_in: int | None = None) -> None:
+    def __init__(self, dies_in: int | None = None, scores: tuple[float, ...] = SCORES) -> None:
         super().__init__()
+        self.scores = scores
         self.linear = torch.nn.Linear(1, 1)
         self.dies_in = dies_in
 
@@ -29,7 +30,7 @@ class Told(L.LightningModule):
         return self.linear(batch[0]).sum()
 
     def validation_step(self, batch: list[torch.Tensor], index: int) -> None:
-        self.log("val/score", SCORES[self.current_epoch])
+        self.log("val/score", self.scores[self.current_epoch])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -42,12 +43,12 @@ class Numbers(L.LightningDataModule):
     val_dataloader = train_dataloader
 
 
-def epochs(folder: Path, min_epochs: int | None, dies_in: int | None = None) -> int:
+def epochs(folder: Path, min_epochs: int | None, dies_in: int | None = None, scores: tuple[float, ...] = SCORES) -> int:
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=len(SCORES), min_epochs=min_epochs, logger=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=training_callbacks(str(folder), "val/score", "max", 2, bar=False),
     )  # fmt: skip
-    return fit(trainer, Told(dies_in), Numbers(), folder)
+    return fit(trainer, Told(dies_in, scores), Numbers(), folder)
 
 
 @pytest.mark.parametrize(("min_epochs", "dies_in", "expected"), [(None, 3, 4), (5, 4, 5), (7, 4, 7), (7, 5, 7)])
@@ -60,9 +61,10 @@ def test_a_resumed_run_ends_where_it_would_have(
     assert epochs(tmp_path / "killed", min_epochs) == expected
 
 
-def test_a_run_that_had_stopped_is_trained_no_further(tmp_path: Path) -> None:
-    assert epochs(tmp_path, None) == 4
+@pytest.mark.parametrize(("scores", "ended"), [(SCORES, 4), ((float("nan"), *SCORES), 1)])
+def test_a_run_that_had_stopped_is_trained_no_further(tmp_path: Path, scores: tuple[float, ...], ended: int) -> None:
+    assert epochs(tmp_path, None, scores=scores) == ended
     before = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
-    assert epochs(tmp_path, None) == 4
+    assert epochs(tmp_path, None, scores=scores) == ended
     after = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(before[name], after[name]) for name in before)

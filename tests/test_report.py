@@ -12,6 +12,7 @@ from reporting.load import collect
 from reporting.making import write_report
 from reporting.page import build_page, payload
 from reporting.rows import Collected, RowError, merge_row, method_label, primary_metrics, train_rows
+from reporting.rows import merge_rows as rows_of
 from reporting.study import study_numbers
 from reporting.summaries import alike, best_merge, front, means, own_metric, pairs
 from reporting.tables import NOTE, study_tables, to_markdown
@@ -394,3 +395,11 @@ def test_the_folder_holds_every_format_and_the_same_numbers(tmp_path):
     before = {name: (folder / name).read_bytes() for name in ("figures/cost.svg", "merges.csv", "tables.md")}
     write_report(found, folder, formats, ["outputs"])
     assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_a_further_metric_has_no_interval_of_the_first():
+    (given,) = merge_rows(1)
+    interval = {"retention_low": 0.9, "retention_high": 0.95}
+    own, other = rows_of(given | interval | {"scores": {given["metric"]: given["score"], "auc": 0.4}})
+    assert {name: own[name] for name in interval} == interval
+    assert {name: other[name] for name in interval} == dict.fromkeys(interval)

@@ -121,3 +121,11 @@ def test_missing_tensorboard_is_told(tmp_path, monkeypatch):
         open_loggers(tmp_path, "x", {}, run_id="r", tensorboard=True),
     ):
         pass
+
+
+def test_online_without_a_key_is_refused_and_nobody_is_asked(tmp_path):
+    with (
+        pytest.raises(UserError, match="mode=online: no W&B key is known"),
+        open_loggers(tmp_path / "run", "train-leaves", {}, run_id="abc", wandb=WANDB | {"mode": "online"}),
+    ):
+        pytest.fail("W&B was opened")

@@ -313,3 +313,10 @@ def test_two_processes_leave_what_one_would(tmp_path):
     found = load_grams(bundle.path / "grams.safetensors")
     for name, gram in expected.items():
         torch.testing.assert_close(found[name], gram, rtol=0, atol=1e-3 * float(gram.abs().max()))
+
+
+def test_hardware_that_is_not_there_is_named_without_a_traceback(tmp_path, monkeypatch):
+    for kind in ("cuda.CUDAAccelerator", "mps.MPSAccelerator"):
+        monkeypatch.setattr(f"lightning.pytorch.accelerators.{kind}.is_available", lambda: False)
+    with pytest.raises(CommandError, match="trainer: Lightning cannot run so on this machine: .*gpu"):
+        train_here(leaves(tmp_path, "trainer.accelerator=gpu"))
