@@ -318,5 +318,5 @@ def test_two_processes_leave_what_one_would(tmp_path):
 def test_hardware_that_is_not_there_is_named_without_a_traceback(tmp_path, monkeypatch):
     for kind in ("cuda.CUDAAccelerator", "mps.MPSAccelerator"):
         monkeypatch.setattr(f"lightning.pytorch.accelerators.{kind}.is_available", lambda: False)
-    with pytest.raises(CommandError, match="trainer: Lightning cannot run so on this machine: .*gpu"):
+    with pytest.raises(CommandError, match=r"trainer: Lightning cannot run so on this machine: .*gpu"):
         train_here(leaves(tmp_path, "trainer.accelerator=gpu"))
