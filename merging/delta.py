@@ -110,6 +110,11 @@ def require(condition: bool, key: str, value: Any, allowed: str) -> None:
         raise CommandError(f"merge.{key}={value} is not possible: give {allowed}.")
 
 
+def require_held_out(images: int) -> None:
+    """Raises a CommandError about ``merge.images`` where a fifth of them would be none."""
+    require(images >= 5, "images", images, "a whole number from 5, a fifth of which is held out")
+
+
 def _matches(key: str, module: str) -> bool:
     return module == key or module.startswith(f"{key}.") or module.endswith(f".{key}")
 

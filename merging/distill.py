@@ -22,7 +22,7 @@ from lightning_modules.backbone import set_fused_attention, split_qkv
 from lightning_modules.lora import TARGET_MODULES, adaptable, add_lora, lora_config
 from lightning_modules.model import MLPHead
 from lightning_modules.module import warmup_cosine
-from merging.delta import Delta, Weights, require
+from merging.delta import Delta, Weights, require, require_held_out
 from merging.gram import Grams, gram
 from merging.methods import Outcome, merge_members, shipped
 from merging.predict import expected_retention, output_drift, tolerance
@@ -98,7 +98,7 @@ def distill(
     for target in widen:
         require(target in TARGET_MODULES, "widen", list(widen), f"a list of {', '.join(TARGET_MODULES)}")
     require(widen_rank >= 1, "widen_rank", widen_rank, "a whole number from 1")
-    require(images >= 5, "images", images, "a whole number from 5, a fifth of which is held out")
+    require_held_out(images)
     require(lr > 0 and math.isfinite(lr), "lr", lr, "a number above 0")
     require(patience >= 1, "patience", patience, "a whole number from 1")
     require(seconds is None or seconds > 0, "seconds", seconds, "a number above 0, or null")

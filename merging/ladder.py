@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from launch.errors import CommandError
 from launch.merge_schema import Realign
-from merging.delta import Delta, Weights, require
+from merging.delta import Delta, Weights, require, require_held_out
 from merging.evaluate import merge_set, predict_set
 from merging.methods import Outcome, merge_function, shipped
 from merging.workbench import Workbench
@@ -47,7 +47,7 @@ def ladder(
     require(bool(settings) and len(settings) == len(rungs), "rungs", list(rungs), "different merges, cheapest first")
     require("ladder" not in settings, "rungs", list(rungs), "merges other than ladder")
     require(after in get_args(Realign), "after", after, "none, linear, deep or head")
-    require(images >= 5, "images", images, "a whole number from 5, a fifth of which is held out")
+    require_held_out(images)
     require(advice_images >= 2, "advice_images", advice_images, "a whole number from 2")
     tasks = sorted(deltas)
     tried: list[tuple[float, float, Outcome]] = []

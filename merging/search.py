@@ -8,7 +8,7 @@ import torch
 
 from launch.errors import CommandError
 from merging.conflict import interference
-from merging.delta import Delta, Weights, require
+from merging.delta import Delta, Weights, require, require_held_out
 from merging.features import class_token
 from merging.gram import Grams, Normalise, gram
 from merging.methods import Outcome, merge_members, shipped
@@ -54,7 +54,7 @@ def search(
     barred = {"search", "frozen"} & set(others)
     require(not barred, "candidates", list(candidates), "merges other than search, and none that merges nothing")
     require(after in ("none", "linear", "deep"), "after", after, "none, linear or deep")
-    require(images >= 5, "images", images, "a whole number from 5, a fifth of which is held out")
+    require_held_out(images)
     if not cat_shares:
         raise CommandError("merge.cat_shares=[]: give at least one share from 0 (gram) to 1 (cat).")
     given = {name: 1.0 if weights is None else weights[name] for name in deltas}

@@ -12,7 +12,7 @@ from launch.account import logged_in, wandb_mode
 from launch.errors import UserError
 from reporting.frames import frame
 from reporting.rows import MERGE_COLUMNS, MERGE_FURTHER, TRAIN_COLUMNS, Collected, Row, method_label, primary_metrics
-from reporting.summaries import best_merge, means, own_metric
+from reporting.summaries import best_merge, is_control, means, own_metric
 
 NEEDED = "pip install -e '.[wandb]'"
 FIGURES = {
@@ -96,8 +96,10 @@ def log_report(found: Collected, folder: Path, run: Any) -> None:
     kept = own_metric(found)
     summary = {f"retention/{name}": mean.mean for name, mean in means(kept, method_label).items()}
     if summary:
-        best = best_merge(kept)
-        summary["retention/best"] = best[1].mean if best else max(summary.values())
+        if best := best_merge(kept):
+            summary["retention/best"] = best[1].mean
+        elif merged := means((row for row in kept if not is_control(row)), method_label):  # none measured alike
+            summary["retention/best"] = max(mean.mean for mean in merged.values())
     run.summary.update(summary | alone_means(found))
 
 

@@ -67,8 +67,11 @@ def test_distillation_brings_answers_nearer_and_resumes_to_the_same(
     assert len(again.read_text().splitlines()) == 6
 
 
-def test_a_distillation_that_ended_is_not_trained_again(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = ["merge=distill", "merge.steps=10", "merge.batch=8", "merge.widen=[]", "save=false", "seed=0"]
+@pytest.mark.parametrize(("budget", "looks"), [("merge.steps=10", 3), ("merge.seconds=0.001", 2)])
+def test_a_distillation_that_ended_is_not_trained_again(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, budget: str, looks: int
+) -> None:
+    settings = ["merge=distill", budget, "merge.batch=8", "merge.widen=[]", "save=false"]
     pair = command(outputs, "tasks=[dots,leaves]", *settings, "merge.seed=7")
     with monkeypatch.context() as broken:
         broken.setattr("merging.run.score_set", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
@@ -76,7 +79,7 @@ def test_a_distillation_that_ended_is_not_trained_again(outputs: Path, monkeypat
             merge_here(pair)
     monkeypatch.setattr(module, "_loss", lambda *_: pytest.fail("it was trained again"))
     result, run = merge_here(pair)
-    assert len(result["curves"]["dots+leaves"]) == 3
+    assert len(result["curves"]["dots+leaves"]) == looks
     assert not list((run.path / "scratch").glob("*.pt"))
 
 
