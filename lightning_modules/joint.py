@@ -30,7 +30,7 @@ from lightning_modules.building import (
 )
 from lightning_modules.callbacks import BEST
 from lightning_modules.examples import log_examples, save_examples
-from lightning_modules.model import MLPHead, MultiTaskModel
+from lightning_modules.model import MLPHead, MultiTaskModel, require_names
 from lightning_modules.module import MultiTaskModule
 from lightning_modules.tracking import define_metrics, log_bundle, log_summary
 from lightning_modules.training import end_group, fit, load_best, log_pictures, of_stage, run_loggers, to_answers
@@ -54,6 +54,7 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
     started = time.perf_counter()
     quiet_lightning()
     L.seed_everything(config.seed, workers=True, verbose=False)
+    require_names(sources)
     checkpoints, singles = run.path / "checkpoints", config.singles()
     backbone, backbone_card, lora = build_adapted(config)
     parameters = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
@@ -95,7 +96,9 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
         define_metrics(opened, tasks)
         epochs = fit(trainer, module, data, checkpoints)
         seconds = time.perf_counter() - begun
-        best_epoch, validation = load_best(module, checkpoints / f"{BEST}.ckpt")
+        best_epoch, validation = load_best(
+            module, checkpoints / f"{BEST}.ckpt", bool(config.trainer.get("fast_dev_run"))
+        )
         loaders = trainer.test(module, datamodule=data, verbose=False)
         logged = {key: value for loader in loaders for key, value in loader.items()}
         parts: dict[str, dict[str, Any]] = {

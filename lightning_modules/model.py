@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from launch.errors import CommandError
+
 HIDDEN = 512
 
 
@@ -27,6 +29,13 @@ class MLPHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.output(torch.relu(self.hidden(features)))
+
+
+def require_names(tasks: Iterable[str]) -> None:
+    """Raises ``CommandError`` for a task whose name torch's dictionaries of modules have taken for themselves."""
+    for task in tasks:
+        if hasattr(nn.ModuleDict(), task):
+            raise CommandError(f"name={task}: torch keeps this name for itself; take another one, e.g. {task}_class.")
 
 
 class MultiTaskModel(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from datamodules.base import Source
 from datamodules.datamodule import ImageDataModule, normalize
+from launch.errors import DataError
 from launch.progress import track
 from launch.provenance import provenance
 from launch.publishing import kept_bundle, publish
@@ -35,7 +36,7 @@ from lightning_modules.building import (
 from lightning_modules.callbacks import BEST, LAST
 from lightning_modules.examples import log_examples, save_examples
 from lightning_modules.features import FeatureDataModule
-from lightning_modules.model import MLPHead, MultiTaskModel
+from lightning_modules.model import MLPHead, MultiTaskModel, require_names
 from lightning_modules.module import AUTOCAST, MultiTaskModule
 from lightning_modules.pictures import Answers, draw_pictures
 from lightning_modules.tasks import Task
@@ -60,6 +61,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
     started = time.perf_counter()
     quiet_lightning()
     L.seed_everything(config.seed, workers=True, verbose=False)
+    require_names([config.name])
     rank, checkpoints = config.lora.rank, run.path / "checkpoints"
     backbone, backbone_card, lora = build_adapted(config)
     parameters = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
@@ -95,7 +97,9 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
         define_metrics(opened, module.tasks)
         epochs = fit(trainer, module, data, checkpoints)
         seconds = time.perf_counter() - begun
-        best_epoch, validation = load_best(module, checkpoints / f"{BEST}.ckpt")
+        best_epoch, validation = load_best(
+            module, checkpoints / f"{BEST}.ckpt", bool(config.trainer.get("fast_dev_run"))
+        )
         (logged,) = trainer.test(module, datamodule=data, verbose=False)
         metrics = of_stage(logged, f"test/{task.name}/")
         result: dict[str, Any] = {
@@ -192,14 +196,22 @@ def end_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def load_best(module: MultiTaskModule, path: Path) -> tuple[int | None, dict[str, float]]:
+def load_best(module: MultiTaskModule, path: Path, dry: bool) -> tuple[int | None, dict[str, float]]:
     """Puts the best checkpoint's adapter and heads into the module.
 
+    Args:
+        dry: whether the trainer keeps no checkpoints (``fast_dev_run``): then the weights stay.
+
     Returns:
-        Its epoch (from 1) and its validation metrics; without a checkpoint (``fast_dev_run``) the weights stay.
+        Its epoch (from 1) and its validation metrics.
+
+    Raises:
+        DataError: the checkpoint is gone; the last weights must not pass for the best.
     """
-    if not path.exists():
+    if dry:
         return None, {}
+    if not path.exists():
+        raise DataError(f"{path}: the best checkpoint is gone; train anew with resume=restart.")
     checkpoint = torch.load(path, weights_only=True, map_location="cpu")
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=False)

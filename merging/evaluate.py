@@ -1,7 +1,6 @@
 """One merge of one set of tasks, scored: a row for each member and each kind of realignment."""
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,7 +80,7 @@ def merge_set(
     """
     if branching is not None:
         branching.require(bench.depth)
-    begun = time.perf_counter()
+    begun = bench.clock()
     outcome = merge(tasks)
     delta = outcome.delta
     ways: dict[str, Delta] = {}
@@ -89,7 +88,7 @@ def merge_set(
     if branching is not None:
         own = {task: bench.members[task].delta for task in tasks}
         ways, passes = branch(tasks, delta, lambda some: merge(some).delta, own, branching, bench.depth)
-    merging = outcome.earlier + time.perf_counter() - begun
+    merging = outcome.earlier + bench.clock() - begun
     found: dict[Realign, Merged] = {}
     wanted: list[Realign] = [realign for realign in realigns if realign != "none"]
     heads: dict[Realign, dict[str, MLPHead]] = {realign: {} for realign in wanted}
@@ -98,20 +97,21 @@ def merge_set(
     views = range(VIEWS + 1 if "head" in wanted else 1)
     for task in tasks if wanted else ():
         head = bench.members[task].head
-        single = [bench.single(task, "train", images, view=view) for view in views]
-        begun = time.perf_counter()
+        begun = bench.clock()
+        single = bench.single(task, "train", images)
         features = bench.merged(ways.get(task, delta), task, "train", images, deep=deep)
-        reading = time.perf_counter() - begun
+        reading = bench.clock() - begun
         for realign in wanted:
-            begun = time.perf_counter()
+            begun = bench.clock()
             if realign == "head":
                 way = ways.get(task, delta)
+                aims = [single, *(bench.single(task, "train", images, view=view) for view in views[1:])]
                 more = [bench.merged(way, task, "train", images, deep=True, view=view) for view in views[1:]]
-                heads[realign][task] = refit_head(head, [features, *more], single)
+                heads[realign][task] = refit_head(head, [features, *more], aims)
             else:
                 given = features if realign == "deep" else class_token(features, bench.width)
-                heads[realign][task] = fold_readout(head, choose_readout(given, single[0])[0])
-            spent[realign] += reading + time.perf_counter() - begun
+                heads[realign][task] = fold_readout(head, choose_readout(given, single)[0])
+            spent[realign] += reading + bench.clock() - begun
     for realign in realigns:
         if realign == "none":
             own_heads = {task: bench.members[task].head for task in tasks}

@@ -90,6 +90,7 @@ def merge_all(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dic
         file = folder / f"{'+'.join(tasks)}.json"
         if file.exists():
             continue
+        opened.bench.start_clock()
         merges = merge_set(opened.bench, tasks, method, config.realigns, config.images, branching_of(config))
         expected = _expected(config, opened, merges)
         rows = score_set(opened.bench, merges, config.split, opened.head_only)

@@ -3,9 +3,10 @@
 import base64
 import importlib.util
 import io
+import ipaddress
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def serve(config: ServeConfig) -> dict[str, Any]:
         faces=config.faces == "detect",
         max_bytes=int(config.max_megabytes * 1e6),
         max_pixels=config.max_pixels,
+        hosts=hosts(config.host),
     )
     try:
         listener = socket.create_server((config.host, config.port))
@@ -66,7 +68,21 @@ def serve(config: ServeConfig) -> dict[str, Any]:
     return {"model": config.model}
 
 
-def build_app(model: AnsweringModel, *, title: str, faces: bool, max_bytes: int, max_pixels: int) -> Any:
+def hosts(host: str) -> list[str]:
+    """Names under which the page may be asked for.
+
+    On this machine alone they are few: else a web page whose own name is rebound to 127.0.0.1 could read answers.
+    """
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    return ["localhost", "127.0.0.1", "[::1]", host] if local else ["*"]
+
+
+def build_app(
+    model: AnsweringModel, *, title: str, faces: bool, max_bytes: int, max_pixels: int, hosts: Sequence[str] = ("*",)
+) -> Any:
     """The web application: ``GET /``, ``GET /model`` and ``POST /answer`` with a form field ``picture``.
 
     ``/answer`` gives ``{"results": [...]}`` with an entry for each face (or one), ``drawn`` (a JPEG as a data address)
@@ -76,13 +92,16 @@ def build_app(model: AnsweringModel, *, title: str, faces: bool, max_bytes: int,
     Args:
         faces: whether faces are looked for where the request does not say.
         max_bytes: of a picture's file.
+        hosts: names that a request's Host may have; others are refused with status 400.
     """
     from fastapi import FastAPI, Request
     from fastapi.responses import HTMLResponse, JSONResponse, Response
     from starlette.datastructures import UploadFile
     from starlette.exceptions import HTTPException
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     lock = threading.Lock()  # the backbone's hooks serve one pass at a time
     html = page(title, list(model.tasks), faces)
 
@@ -118,7 +137,7 @@ def build_app(model: AnsweringModel, *, title: str, faces: bool, max_bytes: int,
         length = request.headers.get("content-length", "")
         if not length.isdecimal() or "transfer-encoding" in request.headers:  # chunks may be more than was said
             return fault(411, "Say how long the request is (Content-Length), and send it in one piece.")
-        if int(length) > max_bytes + _FRAME:
+        if len(length) > 18 or int(length) > max_bytes + _FRAME:  # int() refuses thousands of digits
             return fault(413, too_large)
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             return fault(400, "Send a form (multipart/form-data) with the file in the field 'picture'.")

@@ -1,6 +1,7 @@
 """Where merges are tried: one backbone, the members' heads and images, and what was computed of them once."""
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,12 +23,16 @@ from merging.features import read_features
 from merging.fold import FoldableWeights
 from merging.members import Member
 
+Key = tuple[str, str, int | None, bool, int]  # task, split, images, deep or mirrored, view
+Kept = dict[Key, tuple[Tensor, float]]  # features and the seconds that they took
+
 
 class Workbench:
     """Passes images of any member's task through the backbone with any delta folded in.
 
     The backbone is loaded once and its weights are swapped in place. Features of the single adapters and of the bare
-    backbone are kept, those of merges until another one passes. Labels are read by ``score`` and ``targets`` alone.
+    backbone are kept, those of merges until another one passes; ``clock`` still charges them to each merge. Labels are
+    read by ``score`` and ``targets`` alone.
 
     Args:
         backbone: plain timm model, frozen, in evaluation mode.
@@ -57,9 +62,11 @@ class Workbench:
         self.weights = FoldableWeights(backbone.to(device), sorted(modules))
         if dtype is not None:
             hold_frozen_weights(backbone, dtype)
-        self._single: dict[tuple[str, str, int | None, bool, int], Tensor] = {}
-        self._bare: dict[tuple[str, str, int | None, bool, int], Tensor] = {}
-        self._merged: tuple[Delta | None, dict[tuple[str, str, int | None, bool, int], Tensor]] = (None, {})
+        self._single: Kept = {}
+        self._bare: Kept = {}
+        self._merged: tuple[Delta | None, Kept] = (None, {})
+        self._used: set[tuple[int, Key]] = set()
+        self._borrowed = 0.0
 
     @property
     def backbone(self) -> VisionTransformer:
@@ -103,27 +110,48 @@ class Workbench:
             return self.bare(task, split, count, deep=deep, view=view)
         if self._merged[0] is not delta:
             self._merged = (delta, {})
-        key, kept = (task, split, count, deep, view), self._merged[1]
-        if key not in kept:
-            kept[key] = self.features(delta, task, split, count, deep=deep, view=view)
-        return kept[key]
+        return self._keep(
+            self._merged[1],
+            (task, split, count, deep, view),
+            lambda: self.features(delta, task, split, count, deep=deep, view=view),
+        )
 
     def single(
         self, task: str, split: str, count: int | None = None, *, mirrored: bool = False, view: int = 0
     ) -> Tensor:
         """Class tokens (n, d) of the task's own adapter alone."""
-        key = (task, split, count, mirrored, view)
-        if key not in self._single:
-            delta = self.members[task].delta
-            self._single[key] = self.features(delta, task, split, count, deep=False, mirrored=mirrored, view=view)
-        return self._single[key]
+        delta = self.members[task].delta
+        return self._keep(
+            self._single,
+            (task, split, count, mirrored, view),
+            lambda: self.features(delta, task, split, count, deep=False, mirrored=mirrored, view=view),
+        )
 
     def bare(self, task: str, split: str, count: int | None = None, *, deep: bool, view: int = 0) -> Tensor:
         """Features of the unmerged, unadapted backbone."""
-        key = (task, split, count, deep, view)
-        if key not in self._bare:
-            self._bare[key] = self.features(None, task, split, count, deep=deep, view=view)
-        return self._bare[key]
+        return self._keep(
+            self._bare,
+            (task, split, count, deep, view),
+            lambda: self.features(None, task, split, count, deep=deep, view=view),
+        )
+
+    def start_clock(self) -> None:
+        """From here on ``clock`` counts for another merge."""
+        self._used.clear()
+
+    def clock(self) -> float:
+        """Seconds whose differences are what work would have taken with nothing kept from earlier merges."""
+        return time.perf_counter() + self._borrowed
+
+    def _keep(self, kept: Kept, key: Key, read: Callable[[], Tensor]) -> Tensor:
+        if key not in kept:
+            begun = time.perf_counter()
+            features = read()
+            kept[key] = (features, time.perf_counter() - begun)
+        elif (id(kept), key) not in self._used:
+            self._borrowed += kept[key][1]
+        self._used.add((id(kept), key))
+        return kept[key][0]
 
     def targets(self, task: str, split: str, count: int | None = None) -> Tensor:
         """Labels of a split, in the order of ``features``."""

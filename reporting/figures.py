@@ -14,8 +14,8 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from launch.files import atomic_write
-from reporting.rows import Collected, Row, is_idle, method_label
-from reporting.summaries import alike, front, means, methods, own_metric, pairs
+from reporting.rows import Collected, Row, is_control, is_idle, method_label
+from reporting.summaries import alike, front, means, methods, own_metric, pairs, widest
 
 # Okabe and Ito's colours, apart for every common colour blindness; markers tell them apart in print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9", "#444444", "#7F3C8D")
@@ -165,19 +165,28 @@ def curve(rows: list[Row], column: str, label: str) -> Figure | None:
     return figure
 
 
+def _point(row: Row) -> tuple[str, int]:
+    return method_label(row), row["rank"]
+
+
 def cost(rows: list[Row]) -> Figure | None:
     """Mean retention against the seconds of a merge; the line joins what nothing beats in both.
 
-    A colour per method, a marker per rank. Of many methods those on the line are named, and the others grey.
+    It is of merges that were measured on just the same sets and seeds, the most of them (``widest``). A colour per
+    method, a marker per rank. Of many methods those on the line are named, and the others grey.
     """
     rows = [row for row in rows if row["seconds"] is not None and not is_idle(row)]
-    seconds = means(rows, lambda row: (method_label(row), row["rank"]), "seconds")
-    values = means(rows, lambda row: (method_label(row), row["rank"]))
+    seconds = means(rows, _point, "seconds")
+    values = means(rows, _point)
     if not seconds:
         return None
     figure, axis = _plain("seconds of a merge", RETENTION)
     points = {key: (mean.mean, values[key].mean) for key, mean in seconds.items()}
-    best = front(list(points.values()))
+    merges: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        if not is_control(row):
+            merges.setdefault(_point(row), []).append(row)
+    best = front([points[key] for key in widest(merges, ("set", "seed"))])
     order, ranks = methods(rows), sorted({rank for _, rank in points})
     if len(points) > FIRST_CURVES:
         named = [name for (name, _), point in points.items() if point in best]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reporting.rows import (
+    CONTROLS,
     MERGE_COLUMNS,
     MERGE_FURTHER,
     STUDY_METHOD,
@@ -73,6 +74,7 @@ def payload(found: Collected) -> dict[str, Any]:
         "primary": primary_metrics(found),
         "higher": {row["metric"]: higher_is_better(row["metric"]) for row in [*found.trains, *found.merges]},
         "studyMethod": STUDY_METHOD,
+        "controls": CONTROLS,
     }
 
 

@@ -36,7 +36,7 @@ NUMBERS = (
 STUDY_METHOD = "cat"  # what the study calls concatenation
 # not merged, but what merging is measured against: one adapter trained on all tasks; a head on the frozen backbone;
 # members' heads on the frozen backbone
-JOINT, HEAD_ONLY, FROZEN = "joint", "head_only", "frozen"
+JOINT, HEAD_ONLY, FROZEN = CONTROLS = ("joint", "head_only", "frozen")
 Row = dict[str, Any]
 
 
@@ -222,7 +222,7 @@ def method_label(row: Row) -> str:
 
 def is_control(row: Row) -> bool:
     """Whether a row is of what merges are measured against, and of no merge."""
-    return row["method"].partition("(")[0] in (JOINT, HEAD_ONLY, FROZEN)
+    return row["method"].partition("(")[0] in CONTROLS
 
 
 def is_idle(row: Row) -> bool:

@@ -2,10 +2,12 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from reporting.rows import STUDY_METHOD, Collected, Row, is_control, method_label, primary_metrics
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Mean(NamedTuple):
@@ -66,17 +68,24 @@ def best_merge(rows: Iterable[Row]) -> tuple[str, Mean, int, int] | None:
     for row in rows:
         if not is_control(row):
             by_label.setdefault(method_label(row), []).append(row)
-    groups: dict[frozenset[Any], list[str]] = {}
-    for label, some in by_label.items():
-        measured = frozenset(tuple(row[name] for name in ("backbone", "set", "rank", "seed")) for row in some)
-        groups.setdefault(measured, []).append(label)
-    several = {measured: labels for measured, labels in groups.items() if len(labels) > 1}
-    if not several:
+    labels = widest(by_label, ("backbone", "set", "rank", "seed"))
+    if len(labels) < 2:
         return None
-    measured = max(several, key=lambda found: (len(found), len(several[found])))
-    kept = means((row for label in several[measured] for row in by_label[label]), method_label)
+    kept = means((row for label in labels for row in by_label[label]), method_label)
     name = max(kept, key=lambda label: kept[label].mean)
-    return name, kept[name], len(kept), len({key[1] for key in measured})
+    return name, kept[name], len(kept), len({row["set"] for row in by_label[name]})
+
+
+def widest(rows: Mapping[Key, Iterable[Row]], columns: Sequence[str]) -> list[Key]:
+    """Of what was measured (rows by key) the keys that compare: those with just the same values of the columns.
+
+    Of several such groups the one with the most values counts, of groups of more than one key if there are any.
+    """
+    groups: dict[frozenset[Any], list[Key]] = {}
+    for key, some in rows.items():
+        groups.setdefault(frozenset(tuple(row[name] for name in columns) for row in some), []).append(key)
+    best = max(groups, key=lambda found: (len(groups[found]) > 1, len(found), len(groups[found])), default=None)
+    return [] if best is None else groups[best]
 
 
 def pairs(rows: Iterable[Row]) -> dict[tuple[str, int], dict[tuple[str, str], Mean]]:

@@ -9,6 +9,7 @@ import pytest
 from datamodules.datamodule import ImageDataModule
 from launch.bundles import find_bundles
 from launch.errors import CommandError
+from launch.merge_schema import Realign
 from launch.runs import describe_run
 from merging import search
 from merging.advisor import advise
@@ -16,6 +17,7 @@ from merging.bundle import read_parts
 from merging.evaluate import merge_set, predict_set
 from merging.features import read_features
 from merging.methods import Outcome, merge_function
+from merging.realign import VIEWS
 from merging.run import open_bench
 from tests.merge_runs import command, merge_config, merge_here, train_members
 
@@ -80,6 +82,30 @@ def test_the_rung_taken_passes_its_pictures_once(outputs: Path, monkeypatch: pyt
     rows = predict_set(bench, merges, 24)
     assert len(rows) == 4
     assert sorted(passed) == [False] * 4 + [True] * 4  # each task alone and merged, training and validation
+
+
+def test_kept_features_are_charged_to_each_merge_once(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second merge takes as long as the first, though the adapters' own passes are not made again."""
+    config = merge_config(command(outputs, "merge=average", "tasks=[dots,level]"))
+    bench = open_bench(config, find_bundles(config)).bench
+    now = 0.0
+    monkeypatch.setattr("merging.workbench.time.perf_counter", lambda: now)
+
+    def slow(*args: Any, **more: Any) -> Any:
+        nonlocal now
+        now += 1000.0
+        return read_features(*args, **more)
+
+    monkeypatch.setattr("merging.workbench.read_features", slow)
+    merge = functools.partial(merge_function(config.merge), bench)
+    ways: list[Realign] = ["none", "linear", "deep", "head"]
+    seconds = []
+    for _ in range(2):
+        bench.start_clock()
+        merges = merge_set(bench, ["dots", "level"], merge, ways, 20)  # of which no other test reads
+        seconds.append([merged.seconds for merged in merges])
+    passes = [0, 4, 4, 4 + 2 * 2 * VIEWS]  # of each task alone and merged
+    assert seconds == [[1000.0 * count for count in passes]] * 2
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,31 @@ def test_the_last_layer_is_fitted_to_images_that_the_readout_has_not_seen() -> N
     torch.testing.assert_close(found.hidden(merged), head.float().hidden(readout(merged).float()), atol=1e-4, rtol=1e-4)
 
 
+def test_the_readout_of_a_whole_head_is_chosen_on_plain_images_and_fitted_to_all_views() -> None:
+    """The plain view needs no map, the others one and the same: what judges them too takes the weakest ridge."""
+    head = MLPHead(6, 2).requires_grad_(False)
+    merged = [rows(40, 6, seed) for seed in (1, 2, 3)]
+    single = [merged[0], *(own + own @ rows(6, 6, 4) for own in merged[1:])]
+    found = refit_head(head, merged, single)
+    readouts = dict(zip(RIDGES, fit_readouts(torch.cat(merged), torch.cat(single), RIDGES), strict=True))
+    off = {
+        ridge: float((found.hidden(merged[0]) - head.hidden(readout(merged[0]).float())).abs().max())
+        for ridge, readout in readouts.items()
+    }
+    assert min(off, key=lambda ridge: off[ridge]) == max(RIDGES)
+    assert off[max(RIDGES)] < 1e-5
+    assert off[min(RIDGES)] > 0.01
+
+
+def test_the_last_layer_stays_where_held_out_images_are_answered_no_better_with_another() -> None:
+    """Ten images whose merged features tell nothing of the wanted ones; hidden units are in their linear range."""
+    head = MLPHead(10, 2).requires_grad_(False)
+    torch.nn.init.constant_(head.hidden.bias, 20.0)
+    found = refit_head(head, [rows(10, 10)], [rows(10, 10, 1)])
+    assert torch.equal(found.output.weight, head.output.weight)
+    assert torch.equal(found.output.bias, head.output.bias)
+
+
 def test_deep_features_hold_the_tokens_of_the_last_blocks(vit: VisionTransformer, images: torch.Tensor) -> None:
     deep = read_features(vit, [images], deep=True)
     plain = read_features(vit, [images], deep=False)

@@ -319,6 +319,16 @@ def test_the_cost_figure_leaves_out_what_merges_nothing_and_tells_ranks_apart():
     assert looks["cat, r=16"][1] == looks["ties, r=16"][1] != looks["cat, r=64"][1]
 
 
+def test_the_line_of_the_cost_figure_joins_merges_of_the_same_sets_and_seeds_alone():
+    six = "+".join(TASKS)
+    rows = [row_of(method="cat", set=own, seconds=1.0, retention=0.8) for own in ("age_class+galaxy", six)]
+    rows += [row_of(method="tsv", set=own, seconds=9.0, retention=0.9) for own in ("age_class+galaxy", six)]
+    rows += [row_of(method="easy", set="age_class+galaxy", seconds=2.0, retention=0.99)]  # the six were not tried
+    rows += [row_of(method="frozen", realign="deep", set=own, seconds=0.5, retention=0.85) for own in (six,)]
+    (line,) = [line for line in cost(rows).axes[0].get_lines() if line.get_drawstyle() == "steps-post"]
+    assert [list(values) for values in line.get_data()] == [[1.0, 9.0], [pytest.approx(0.8), pytest.approx(0.9)]]
+
+
 def test_a_line_along_the_ranks_is_of_the_sets_measured_at_each_of_them():
     pair = [row_of(rank=16, retention=0.9)]
     six = [row_of(set="+".join(TASKS), rank=rank, retention=0.5) for rank in (16, 64)]

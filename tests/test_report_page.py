@@ -273,7 +273,7 @@ def test_long_names_stay_inside_and_of_many_methods_the_first_are_drawn(window, 
     assert named[0] == "others"
     assert {name.rpartition(", r=")[0] for name in named[1:]} < set(methods)
     captions = "return [...document.querySelectorAll('#figure-cost .caption')].map(p => p.textContent).join()"
-    told = window.execute_script(captions).partition("Nothing is both cheaper and better than: ")[2]
+    told = window.execute_script(captions).partition("nothing is both cheaper and better than: ")[2]
     assert all(name in told for name in named[1:])
 
 

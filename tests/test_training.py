@@ -202,6 +202,28 @@ def test_what_cuts_a_run_short():
     ]  # fmt: skip
 
 
+def test_a_name_that_torch_keeps_for_itself_is_refused(tmp_path):
+    with pytest.raises(CommandError, match="name=values: torch keeps this name for itself"):
+        train_here(leaves(tmp_path, "name=values"))
+
+
+def test_the_last_weights_do_not_pass_for_a_best_checkpoint_that_is_gone(tmp_path, monkeypatch):
+    fit = training.fit
+
+    def lost(trainer, module, data, checkpoints):
+        epochs = fit(trainer, module, data, checkpoints)
+        (checkpoints / "best.ckpt").unlink()
+        return epochs
+
+    monkeypatch.setattr(training, "fit", lost)
+    with pytest.raises(DataError, match=r"best\.ckpt: the best checkpoint is gone; .* resume=restart"):
+        train_here(leaves(tmp_path))
+    assert not (tmp_path / "out/adapters").exists()
+    monkeypatch.setattr(training, "fit", fit)
+    result, _ = train_here(leaves(tmp_path, "trainer.fast_dev_run=true"))
+    assert result["best_epoch"] is None
+
+
 def test_a_done_run_publishes_its_adapter_again(tmp_path):
     published = tmp_path / "out/adapters/leaves/r2-s0"
 

@@ -98,6 +98,14 @@ function aloneFigure({ alone }, width) {
   }))];
 }
 
+/** Of points those that were measured on just the same sets and seeds; of several such groups the one with most sets. */
+function widest(points) {
+  const measured = groups(points, (point) => [...new Set(point.rows.map((row) => `${row.set} ${row.seed}`))].sort().join("|"));
+  const size = (group) => [group.length > 1, new Set(group[0].rows.map((row) => `${row.set} ${row.seed}`)).size, group.length];
+  const larger = (a, b) => { const place = a.findIndex((value, index) => value !== b[index]); return place >= 0 && a[place] > b[place]; };
+  return [...measured.values()].reduce((best, group) => (!best.length || larger(size(group), size(best)) ? group : best), []);
+}
+
 function costFigure({ kept }, width) {
   const column = choice.cost, isIdle = (row) => row.method === "frozen" && row.realign === "none"; // merges nothing: what seconds it has are chance
   const counts = (row) => known(row[column]) && !isIdle(row);
@@ -107,8 +115,8 @@ function costFigure({ kept }, width) {
     return { x: cost, y: value, label, rank, rows: used, text: `${label}, rank ${rank}\n${number(cost)} ${column}, retention ${value.toFixed(4)} ± ${spread.toFixed(4)}` };
   });
   if (!points.length) return [];
-  const front = [];
-  for (const point of [...points].sort((a, b) => a.x - b.x || b.y - a.y)) if (!front.length || point.y > front[front.length - 1].y) front.push(point);
+  const front = [], merges = points.filter((point) => !DATA.controls.includes(point.rows[0].method.split("(")[0]));
+  for (const point of [...widest(merges)].sort((a, b) => a.x - b.x || b.y - a.y)) if (!front.length || point.y > front[front.length - 1].y) front.push(point);
   const many = METHODS.length > LOOKS; // then looks would repeat: only what nothing beats is named
   const named = many ? [...new Set(front.map((point) => point.label))] : METHODS, shown = many ? front : points;
   const ranks = sorted(shown.map((point) => point.rank)); // a colour per method, a shape per rank
@@ -117,7 +125,7 @@ function costFigure({ kept }, width) {
     name: `${label}, r=${rank}`, look: lookOfPoint(place, rank), points: shown.filter((point) => point.label === label && point.rank === rank) })));
   if (many) series.unshift({ name: "others", look: { color: "var(--soft)", shape: "ring", dash: "" }, points: points.filter((point) => !front.includes(point)) });
   const xKind = points.every((point) => point.x > 0) ? "log" : "linear";
-  const caption = element("p", { class: "caption" }, `Nothing is both cheaper and better than: ${front.map((point) => `${point.label}, r=${point.rank}`).join("; ")}.`);
+  const caption = element("p", { class: "caption" }, front.length ? `Of merges measured on the same sets and seeds nothing is both cheaper and better than: ${front.map((point) => `${point.label}, r=${point.rank}`).join("; ")}.` : "");
   return [plot({ title: "Cost against retention", series: series.filter((item) => item.points.length), xKind, xLabel: column, yLabel: "retention", width, one: true, front, size: 5, height: 330 }), caption];
 }
 
