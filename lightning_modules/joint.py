@@ -96,9 +96,8 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
         define_metrics(opened, tasks)
         epochs = fit(trainer, module, data, checkpoints)
         seconds = time.perf_counter() - begun
-        best_epoch, validation = load_best(
-            module, checkpoints / f"{BEST}.ckpt", bool(config.trainer.get("fast_dev_run"))
-        )
+        dry = bool(config.trainer.get("fast_dev_run"))
+        best_epoch, validation = load_best(module, checkpoints / f"{BEST}.ckpt", dry)
         loaders = trainer.test(module, datamodule=data, verbose=False)
         logged = {key: value for loader in loaders for key, value in loader.items()}
         parts: dict[str, dict[str, Any]] = {
@@ -128,7 +127,7 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
         end_group()
         if not trainer.is_global_zero:
             return result
-        if not config.trainer.get("fast_dev_run"):
+        if not dry:
             require_finite(run, result)
             result["bundle"] = str(keep_joint(run, config, model, lora, result, opened))
             for name, task in tasks.items():

@@ -97,9 +97,8 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
         define_metrics(opened, module.tasks)
         epochs = fit(trainer, module, data, checkpoints)
         seconds = time.perf_counter() - begun
-        best_epoch, validation = load_best(
-            module, checkpoints / f"{BEST}.ckpt", bool(config.trainer.get("fast_dev_run"))
-        )
+        dry = bool(config.trainer.get("fast_dev_run"))
+        best_epoch, validation = load_best(module, checkpoints / f"{BEST}.ckpt", dry)
         (logged,) = trainer.test(module, datamodule=data, verbose=False)
         metrics = of_stage(logged, f"test/{task.name}/")
         result: dict[str, Any] = {
@@ -121,7 +120,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
         if not trainer.is_global_zero:
             return result
         images.trainer = None  # with it the loaders would still share the pictures out among processes
-        if not config.trainer.get("fast_dev_run"):
+        if not dry:
             grams = None
             if lora is not None and config.gram_images is not None:
                 device = trainer.strategy.root_device
