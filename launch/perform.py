@@ -15,7 +15,7 @@ from launch import logs
 from launch.errors import CommandError, UserError
 from launch.files import cannot_write, write_fault
 from launch.provenance import git_state, provenance
-from launch.runs import Run, claim, commits_of, finish, now, prepare, read_result, write_status
+from launch.runs import Run, claim, commits_of, finish, now, prepare, read_result, reported_otherwise, write_status
 
 log = logging.getLogger(__name__)
 EXIT_DONE, EXIT_FAILED, EXIT_COMMAND, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
@@ -56,8 +56,10 @@ def perform(
     try:
         with claim(run):
             if run.kept and (result := read_result(run)) is not None and run.config.get("resume") != "restart":
-                told = "Skipped, done already%s: %s (resume=restart does it anew)"
+                told = "Skipped, done already%s: %s (its images are not read again; resume=restart does it anew)"
                 log.info(told, _by_other_code(result), run.result_file)
+                if others := reported_otherwise(run):
+                    log.warning("It was asked for other %s then; resume=restart tells them too", " and ".join(others))
                 if skipped is not None and run.writes:
                     skipped(run)
                 return Outcome("skipped", EXIT_DONE, run.path, result=result)

@@ -25,10 +25,11 @@ from launch.files import atomic_write, cannot_write, write_json
 from launch.provenance import provenance
 
 SCHEMA_VERSION = 1
+CONFIG = "config.yaml"
+REPORTED = ("task.units", "task.subsets")  # in which further numbers the same scores are told
 # Keys that do not decide the result: where it goes, how it is watched, which processor computes it, what else is told.
 NOT_HASHED = (
-    "paths", "logger", "resume", "device", "task.units", "task.subsets", "data.num_workers",
-    "data.download", "data.cache_root",
+    *REPORTED, "paths", "logger", "resume", "device", "data.num_workers", "data.download", "data.cache_root",
     "trainer.accelerator", "trainer.strategy", "trainer.enable_progress_bar",
     "trainer.enable_model_summary", "trainer.log_every_n_steps", "trainer.profiler", "trainer.enable_autolog_hparams",
 )  # fmt: skip
@@ -92,8 +93,7 @@ def content_hash(what: str, config: dict[str, Any], inputs: Mapping[str, str] | 
         inputs: what tells the contents of further files apart that decide the result, too.
     """
     kept = copy.deepcopy(config)
-    members = kept.get("members")  # of a joint training: each has a task and data of its own
-    for part in (kept, *(members.values() if isinstance(members, dict) else ())):
+    for part in _parts(kept).values():
         for key in NOT_HASHED:
             *parents, last = key.split(".")
             node: Any = part
@@ -110,6 +110,28 @@ def content_hash(what: str, config: dict[str, Any], inputs: Mapping[str, str] | 
     content = {"what": what, "config": kept} | ({"inputs": dict(inputs)} if inputs else {})
     text = json.dumps(content, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _parts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """By prefix of its keys: the config, and of a joint training the members' own, each with a task and data."""
+    members = config.get("members")
+    own = members if isinstance(members, dict) else {}
+    return {"": config, **{f"members.{name}.": member for name, member in own.items()}}
+
+
+def reported_otherwise(run: Run) -> list[str]:
+    """The keys of further numbers that the run, which is done, was not asked for as it is now."""
+    try:
+        made = _parts(yaml.safe_load((run.path / CONFIG).read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return []
+    found = []
+    for prefix, part in _parts(run.config).items():
+        for key in REPORTED:
+            task, name = key.split(".")
+            then, present = ((one.get(task) or {}).get(name) or None for one in (made.get(prefix) or {}, part))
+            found += [prefix + key] if then != present else []
+    return found
 
 
 def describe_run(
@@ -182,7 +204,7 @@ def prepare(run: Run) -> None:
         run.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(error, run.path) from error
-    atomic_write(run.path / "config.yaml", yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
+    atomic_write(run.path / CONFIG, yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
 
 
 def require_finite(run: Run, result: Mapping[str, Any]) -> None:

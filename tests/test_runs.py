@@ -1,5 +1,6 @@
 """Run folders, and the keeping of a job's state, with jobs that are plain functions."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -158,6 +159,17 @@ def test_a_run_that_other_code_has_done_is_skipped_and_says_so(describe, monkeyp
     monkeypatch.setattr("launch.perform.git_state", lambda: git | {"commit": "b" * 40})
     assert perform(describe(), done, []).state == "skipped"
     assert "Skipped, done already by other code (aaaaaaa): " in caplog.text
+
+
+def test_a_done_run_that_told_other_numbers_says_so(describe, caplog):
+    run = describe()
+    asked = {"task": {"units": {"years": 10.0}, "subsets": None}, "members": {"age": {"task": {"subsets": ["pose"]}}}}
+    perform(dataclasses.replace(run, config=run.config | asked), done, [])
+    perform(dataclasses.replace(run, config=run.config | asked), done, [])
+    assert "It was asked for other" not in caplog.text
+    asked = {"task": {"units": {"years": 10.0}, "subsets": ["blur"]}, "members": {"age": {"task": {}}}}
+    assert perform(dataclasses.replace(run, config=run.config | asked), done, []).state == "skipped"
+    assert "It was asked for other task.subsets and members.age.task.subsets then; resume=restart" in caplog.text
 
 
 def test_half_a_result_is_no_result(describe):
