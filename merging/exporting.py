@@ -238,7 +238,8 @@ def write_timm(model: AnsweringModel, folder: Path) -> Callable[[np.ndarray], An
     """Writes a plain timm checkpoint and the heads.
 
     ``timm.create_model(NAME, img_size=S, num_classes=0, checkpoint_path=FILE)`` reads the first.
-    ``heads.safetensors`` has ``<task>.hidden`` and ``<task>.output``: Linear, ReLU, Linear on the class token.
+    ``heads.safetensors`` has ``<task>.hidden`` and ``<task>.output``: Linear, ReLU, Linear on the class token (d), or
+    on deep features (8 d, ``merging.features``) where the model was realigned deep.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in sorted(model.backbone.state_dict().items())}
     heads = {name: value.detach().cpu().contiguous() for name, value in sorted(model.heads.state_dict().items())}

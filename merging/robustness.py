@@ -94,7 +94,7 @@ def predict_by_error(robustness: Sequence[float], error: float) -> tuple[float, 
         error: of ``relative_errors``.
     """
     value, *ends = (_at(robustness, factor * error) for factor in (STRUCTURE, LOWER, UPPER))
-    return value, min(value, *ends) - NOISE, max(value, *ends) + NOISE
+    return value, max(0.0, min(value, *ends) - NOISE), max(value, *ends) + NOISE
 
 
 def _at(robustness: Sequence[float], level: float) -> float:

@@ -96,6 +96,7 @@ def test_predictions_lie_on_the_measured_line_and_fall_beyond_it() -> None:
     assert predict_by_error(robustness, 0.0) == pytest.approx((1.0, 1 - NOISE, 1 + NOISE))
     assert predict_by_error(robustness, 0.5) == pytest.approx((0.8, 0.6 - NOISE, 0.95 + NOISE))
     assert predict_by_error(robustness, 4.0) == pytest.approx((0.2, 0.1 - NOISE, 0.6 + NOISE))
+    assert predict_by_error(robustness, 400.0)[1] == 0.0  # below nothing no score can fall
     gains = [1.05, 1.1, 1.2, 1.3]
     assert predict_by_error(gains, 1.0) == pytest.approx((1.2, 1.05 - NOISE, 1.3 + NOISE))
 
