@@ -13,6 +13,7 @@ from launch.errors import UserError
 from lightning_modules.tasks import Task, higher_is_better
 
 log = logging.getLogger(__name__)
+STEP = "trainer/global_step"  # what Lightning's logger draws everything against
 
 
 @contextlib.contextmanager
@@ -67,16 +68,21 @@ def open_loggers(
 
 
 def define_metrics(loggers: list[Logger], tasks: Mapping[str, Task]) -> None:
-    """Tells W&B which way each metric is better, so that its summaries show the best value and not the last."""
+    """Tells W&B which way each metric is better, so that its summaries show the best value and not the last.
+
+    A metric that is named falls out of Lightning's ``*`` and needs its axis told again.
+    """
+    better = {}
+    for name, task in tasks.items():
+        better[f"val/{name}/loss"] = "min"
+        for metric in map(str, task.metrics()):
+            better[f"val/{name}/{metric}"] = "max" if higher_is_better(metric) else "min"
+    if len(tasks) > 1:
+        better["val/skill"] = "max"
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            for name, task in tasks.items():
-                logger.experiment.define_metric(f"val/{name}/loss", summary="min")
-                for metric in map(str, task.metrics()):
-                    summary = "max" if higher_is_better(metric) else "min"
-                    logger.experiment.define_metric(f"val/{name}/{metric}", summary=summary)
-            if len(tasks) > 1:
-                logger.experiment.define_metric("val/skill", summary="max")
+            for name, summary in better.items():
+                logger.experiment.define_metric(name, summary=summary, step_metric=STEP, step_sync=True)
 
 
 def log_summary(loggers: list[Logger], values: Mapping[str, float]) -> None:

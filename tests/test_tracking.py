@@ -65,8 +65,9 @@ def test_offline_run_holds_what_was_logged(tmp_path):
     assert any("rank" in update.value_json for update in run.config.update)
     names = {item.key or "/".join(item.nested_key) for r in found if r.HasField("history") for item in r.history.item}
     assert "val/leaves/rmse" in names
-    defined = {record.metric.name: record.metric.summary for record in found if record.HasField("metric")}
-    assert defined["val/leaves/rmse"].min
+    defined = {record.metric.name: record.metric for record in found if record.HasField("metric")}
+    assert defined["val/leaves/rmse"].summary.min
+    assert defined["val/leaves/rmse"].step_metric == defined[""].step_metric == "trainer/global_step"
     assert any(record.HasField("artifact") or "artifact" in str(record.request)[:200] for record in found)
     (exits,) = [record.exit.exit_code for record in found if record.HasField("exit")]
     assert exits == 0
