@@ -148,7 +148,7 @@ def _output_change(hidden: Tensor, missing: Tensor, folds: Sequence[Tensor]) -> 
 
     None where held-out images are answered no better with them than without.
     """
-    flat = hidden.flatten(0, 1)
+    flat = hidden.flatten(0, 1)  # all of it: a unit that fires in one part alone would be blown up there
     mean, scale = flat.mean(0), flat.std(0, correction=0)
     scale = torch.where(scale > 1e-8, scale, 1.0)
     standard = (hidden - mean) / scale
