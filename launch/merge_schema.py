@@ -178,7 +178,7 @@ class MergedBackbone(Strict):
 class Rank(Strict):
     """Which adapters."""
 
-    rank: int = Field(ge=0, description="a whole number, 0 (the frozen backbone) or more")
+    rank: int = Field(ge=1, description="a whole number, 1 or more (of rank 0 there is nothing to merge)")
 
 
 class MergeConfig(Strict):

@@ -148,7 +148,7 @@ def show(rows: Sequence[Mapping[str, Any]], best: tuple[str, str]) -> None:
     keep = shipped("ladder")["keep"]
     if min(row["predicted"] for row in rows if _is(row, best)) < keep:
         lines.append(
-            f"  None of these is predicted to keep {keep} of every member. "
+            f"  None of these with one pass is predicted to keep {keep} of every member. "
             "merge=distill realign=deep takes minutes and no label, and keeps more; merge=ladder sees by itself."
         )
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -111,8 +111,8 @@ def require(condition: bool, key: str, value: Any, allowed: str) -> None:
 
 
 def require_held_out(images: int) -> None:
-    """Raises a CommandError about ``merge.images`` where a fifth of them would be none."""
-    require(images >= 5, "images", images, "a whole number from 5, a fifth of which is held out")
+    """Raises a CommandError about ``merge.images`` where a fifth of them would be one, whose outputs have no spread."""
+    require(images >= 10, "images", images, "a whole number from 10, a fifth of which is held out")
 
 
 def _matches(key: str, module: str) -> bool:

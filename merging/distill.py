@@ -107,16 +107,17 @@ def distill(
     if cut is not None:
         merged = svd({"merged": merged}, None, rank=cut)
     more = {module: widen_rank for module in adaptable(bench.depth, sorted(set(widen))) if module not in merged}
+    tasks = sorted(deltas)
+    pool = {task: _Pool(bench, task, images, mirror) for task in tasks}
     base: Delta = {}
     if start == "regress":
         settings = shipped("regress")
-        settings |= {"weights": weights, "images": min(images, settings["images"])}
+        fitted = min(own.count for own in pool.values())  # what is held out is not for the start, either
+        settings |= {"weights": weights, "images": min(fitted, settings["images"])}
         base = merge_members(settings, {task: bench.members[task] for task in deltas}, bench).delta or {}
         more |= {module: a.shape[0] for module, (_, a) in merged.items()}
         merged = {}
     student = _student(bench, base, merged, more)
-    tasks = sorted(deltas)
-    pool = {task: _Pool(bench, task, images, mirror) for task in tasks}
     factors = [value for value in student.parameters() if value.requires_grad]
     optimizer = torch.optim.Adam(factors, lr=lr)
     rate = warmup_cosine(steps, 0.05)
@@ -195,10 +196,11 @@ class _Pool:
         self.pixels = torch.cat([batch.to(torch.float16) for batch in bench.batches(task, "train", images)])
         self.wanted = bench.single(task, "train", images)
         self.mirrored = bench.single(task, "train", images, mirrored=True) if mirror else None
-        self.count = len(self.pixels) - min(HELD_OUT, len(self.pixels) // 5)
-        if self.count == len(self.pixels):
+        held_out = min(HELD_OUT, len(self.pixels) // 5)
+        self.count = len(self.pixels) - held_out
+        if held_out < 2:
             raise CommandError(
-                f"Distilling needs five images of {task} or more, and got {len(self.pixels)} "
+                f"Distilling needs ten images of {task} or more, and got {len(self.pixels)} "
                 f"(merge.images={images}, or as many as its training split has)."
             )
         member = bench.members[task]

@@ -87,7 +87,14 @@ def merge_set(
     passes = 1.0
     if branching is not None:
         own = {task: bench.members[task].delta for task in tasks}
-        ways, passes = branch(tasks, delta, lambda some: merge(some).delta, own, branching, bench.depth)
+        further: list[Outcome] = []
+
+        def again(some: Sequence[str]) -> Delta | None:
+            further.append(merge(some))
+            return further[-1].delta
+
+        ways, passes = branch(tasks, delta, again, own, branching, bench.depth)
+        outcome = _together([outcome, *further])
     merging = outcome.earlier + bench.clock() - begun
     found: dict[Realign, Merged] = {}
     wanted: list[Realign] = [realign for realign in realigns if realign != "none"]
@@ -120,6 +127,16 @@ def merge_set(
             needed = max(images, outcome.images)
             found[realign] = Merged(outcome, heads[realign], realign, spent[realign], needed, ways, passes)
     return [found[realign] for realign in realigns]
+
+
+def _together(outcomes: Sequence[Outcome]) -> Outcome:
+    """The first, with what the merges of its branches needed and chose, too."""
+    choices = [one.choice for one in outcomes if one.choice is not None]
+    return outcomes[0]._replace(
+        choice=" and ".join(dict.fromkeys(choices)) or None,
+        images=max(one.images for one in outcomes),
+        earlier=sum(one.earlier for one in outcomes),
+    )
 
 
 def predict_set(bench: Workbench, merges: Sequence[Merged], count: int) -> list[dict[str, Any]]:

@@ -125,7 +125,8 @@ def read_delta(tensors: dict[str, Tensor], config: LoraConfig, path: Path) -> De
             raise AdapterError(f"{path / ADAPTER}: {module} has no pair of factors of one rank (found {shapes}).")
         rank = pair["A"].shape[0]
         scale = float(config.lora_alpha) / (rank**0.5 if config.use_rslora else rank)
-        delta |= _split(module, pair["B"], scale * pair["A"])
+        # Half precisions would make of one A, which adapters may share, another for each scale.
+        delta |= _split(module, pair["B"], scale * pair["A"].float())
     return delta
 
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from launch.errors import CommandError
 from launch.progress import track
 from lightning_modules.backbone import PARTS
 from lightning_modules.lora import TARGET_MODULES
@@ -51,7 +52,7 @@ def regress(
         by_error: of numbers and points l_i is multiplied by the variance of the head outputs over
             ``predict.tolerance``, so that they, which tell finer differences than classes, get more say.
     """
-    require(images >= 1, "images", images, "a whole number from 1")
+    require(images >= 2, "images", images, "a whole number from 2")
     require(ridge > 0, "ridge", ridge, "a number above 0")
     require(class_weight > 0, "class_weight", class_weight, "a number above 0")
     require(stride >= 1, "stride", stride, "a whole number from 1")
@@ -197,7 +198,13 @@ class _Block:
             total += share * squares
             cross += share * products
         total.diagonal().add_(self.settings.ridge * total.trace() / len(total))
-        change = torch.cholesky_solve(cross.t(), torch.linalg.cholesky(total)).t().float()
+        factor, failed = torch.linalg.cholesky_ex(total)
+        if failed:
+            raise CommandError(
+                f"merge=regress: the inputs of {self.path}.{name} are too much alike for merge.ridge="
+                f"{self.settings.ridge}; give a larger one, e.g. 0.01."
+            )
+        change = torch.cholesky_solve(cross.t(), factor).t().float()
         for module, own in rows.items():
             self.found[module] = _factors(change[own].cpu())
         self.bench.weights.fold(self.found)

@@ -1,6 +1,7 @@
 """A merge run from a checked config: adapters, backbone, images, then set after set, each scored and kept."""
 
 import functools
+import hashlib
 import json
 import logging
 import statistics
@@ -215,7 +216,9 @@ def open_bench(config: MergeConfig, bundles: Mapping[str, Path]) -> Bench:
     device = chosen_device(config.device)
     alone = {task: bundle_path(Path(config.paths.outputs), task, 0, config.seed) for task in bundles}
     stamps = tuple((str(path), (path / CARD).stat().st_mtime_ns) for path in bundles.values())
-    heads = tuple((task, str(path)) for task, path in alone.items() if (path / CARD).is_file())
+    heads = tuple(
+        (task, str(path), (path / CARD).stat().st_mtime_ns) for task, path in alone.items() if (path / CARD).is_file()
+    )
     return _open(
         tuple(bundles.items()), stamps, heads, tuple(config.roots.items()), config.backbone.weights,
         str(Path(config.paths.outputs) / "cache"), config.precision, device,
@@ -226,7 +229,7 @@ def open_bench(config: MergeConfig, bundles: Mapping[str, Path]) -> Bench:
 def _open(
     bundles: tuple[tuple[str, Path], ...],
     stamps: tuple[tuple[str, int], ...],
-    alone: tuple[tuple[str, str], ...],
+    alone: tuple[tuple[str, str, int], ...],
     roots: tuple[tuple[str, str], ...],
     weights: str | None,
     cache: str,
@@ -258,7 +261,7 @@ def _open(
         task: open_images(member, Path(cache), pretrained.mean, pretrained.std, places.get(task))
         for task, member in members.items()
     }
-    heads = {task: head for task, path in alone if (head := _head_only(Path(path), members[task])) is not None}
+    heads = {task: head for task, path, _ in alone if (head := _head_only(Path(path), members[task])) is not None}
     card |= {"mean": pretrained.mean, "std": pretrained.std}
     bench = Workbench(backbone, members, data, device, dtype)
     return Bench(bench, heads, card, lambda: plain_backbone(described, Path(cache))[0])
@@ -339,6 +342,8 @@ def _save(
     saved = []
     for merged in merges:
         parts = ["+".join(tasks), config.method_slug, merged.realign, f"r{config.lora.rank}", f"s{config.seed}"]
+        if given := {task: opened.bench.members[task].bundle.content for task in tasks if task in config.adapters}:
+            parts.append(hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:8])
         path = models / (config.name if config.name and len(merges) == 1 else "-".join(parts))
         own = [row for row in rows if row["realign"] == merged.realign]
         recipe = {

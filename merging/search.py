@@ -37,7 +37,8 @@ def search(
 
     A candidate costs one pass of ``images`` pictures per task. It is judged by its worst member: the distance of the
     head outputs to the single-adapter model's on the last fifth of the images (``predict.output_drift``), after a
-    readout fitted on the others where ``after`` says so. The scales are tried at the best share.
+    readout fitted on the others where ``after`` says so. Candidates that look at images get none of that fifth. The
+    scales are tried at the best share.
 
     Args:
         cat_shares: of ``gram``; 1 is ``cat``.
@@ -51,8 +52,8 @@ def search(
         CommandError: no candidate, an unknown merge, or ``after`` is none of the three.
     """
     others = {name: shipped(name) for name in candidates}
-    barred = {"search", "frozen"} & set(others)
-    require(not barred, "candidates", list(candidates), "merges other than search, and none that merges nothing")
+    barred = {"search", "ladder", "frozen"} & set(others)
+    require(not barred, "candidates", list(candidates), "merges other than search, ladder and frozen")
     require(after in ("none", "linear", "deep"), "after", after, "none, linear or deep")
     require_held_out(images)
     if not cat_shares:
@@ -79,8 +80,11 @@ def search(
         merged = gram(deltas, scaled, grams=grams, normalise=normalise, ridge=ridge, cat_share=share)
         consider(merged, f"cat_share {share}, {loudest} x {scale}")
     needed, earlier = images, 0.0
+    fitted = min(_cut(len(bench.single(task, "train", images))) for task in deltas)
     members = {task: bench.members[task] for task in deltas}
     for name, settings in others.items():
+        if "images" in settings:
+            settings["images"] = min(settings["images"], fitted)
         other = merge_members(settings | {"weights": weights}, members, bench)
         assert other.delta is not None  # frozen alone merges nothing
         consider(other.delta, name, other)
@@ -108,7 +112,7 @@ def _shares(
 def _drifts(bench: Workbench, merged: Delta, task: str, after: str, images: int) -> float:
     member = bench.members[task]
     single = bench.single(task, "train", images)
-    cut = len(single) - max(1, len(single) // 5)
+    cut = _cut(len(single))
     features = bench.merged(merged, task, "train", images, deep=after == "deep")
     head = member.head
     if after == "none":
@@ -116,6 +120,11 @@ def _drifts(bench: Workbench, merged: Delta, task: str, after: str, images: int)
     else:
         head = fold_readout(head, choose_readout(features[:cut], single[:cut])[0])
     return output_drift(member.task, outputs(member.head, single[cut:]), outputs(head, features[cut:]))
+
+
+def _cut(count: int) -> int:
+    """How many of a task's images fit; candidates are judged on the others."""
+    return count - max(1, count // 5)
 
 
 def _loudest(deltas: Mapping[str, Delta], grams: Grams) -> str:

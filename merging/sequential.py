@@ -1,4 +1,4 @@
-"""Gram merging block by block, with Grams of what each block really gets to see in the merged model."""
+"""Gram merging block by block, on the tokens that each block really gets in the merged model."""
 
 import functools
 from collections.abc import Mapping
@@ -28,8 +28,9 @@ def gram_seq(
 ) -> Delta:
     """RegMean++ (Nguyen et al., arXiv 2508.03121) for LoRA: ``gram`` with Grams from the merged model itself.
 
-    Blocks are merged in order. The Grams of a block are those of each task's tokens after all blocks before it were
-    merged, where ``gram`` takes them from each task's own adapted model. Each image passes each block twice.
+    Blocks are merged in order. The Grams of a block are those of each task's own adapted block, fed with the task's
+    tokens after all blocks before it were merged, where ``gram`` feeds it with those of the task's own adapted model.
+    Each image passes each block twice.
 
     Args:
         images: unlabeled training images per task.
@@ -55,10 +56,10 @@ def gram_seq(
             if any(own.values()):
                 read = sorted({locate(model, module)[0].removesuffix(".weight") for module in own[tasks[0]]})
                 watched = {path: model.get_submodule(path) for path in read}
-                grams = {
-                    task: input_grams(watched, functools.partial(_advance, bench, block, rows))
-                    for task, rows in tokens.items()
-                }
+                grams = {}
+                for task, rows in tokens.items():
+                    bench.weights.fold(own[task])
+                    grams[task] = input_grams(watched, functools.partial(_advance, bench, block, rows))
                 merged |= gram(own, grams=grams, normalise=normalise, ridge=ridge, cat_share=cat_share)
                 bench.weights.fold(merged)
             if index + 1 < len(model.blocks):

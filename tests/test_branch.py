@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +74,19 @@ def test_more_blocks_than_there_are_are_refused_before_anything_is_merged(tmp_pa
 
     with pytest.raises(CommandError, match=f"branch_at=13: the backbone has {bench.depth} blocks"):
         merge_set(bench, ["dots", "leaves"], never, ["none"], 24, branching_of(config))
+
+
+def test_what_the_merge_of_a_branch_needed_and_chose_is_told_too() -> None:
+    members = {name: SimpleNamespace(delta=delta, head=None) for name, delta in OWN.items()}
+    bench: Any = SimpleNamespace(depth=DEPTH, members=members, clock=lambda: 7.0)
+    told = {"abc": ("cat", 0, 100.0), "ab": ("regress", 512, 20.0)}
+
+    def merge(names: Sequence[str]) -> Outcome:
+        choice, images, earlier = told["".join(names)]
+        return Outcome(_summed(names), choice=choice, images=images, earlier=earlier)
+
+    (merged,) = merge_set(bench, ["a", "b", "c"], merge, ["none"], 24, Branching(9, ("c",)))
+    assert (merged.outcome.choice, merged.images, merged.seconds) == ("cat and regress", 512, 120.0)
 
 
 def test_nothing_shared_is_the_adapters_alone_and_all_shared_is_the_merge(tmp_path: Path) -> None:

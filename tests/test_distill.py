@@ -14,6 +14,7 @@ from launch.bundles import find_bundles
 from launch.errors import CommandError
 from lightning_modules.backbone import create_backbone, split_qkv
 from merging import distill as module
+from merging.methods import Outcome, merge_function
 from merging.model import load
 from merging.run import open_bench
 from tests.merge_runs import command, merge_config, merge_here, train_members
@@ -67,6 +68,20 @@ def test_distillation_brings_answers_nearer_and_resumes_to_the_same(
     assert len(again.read_text().splitlines()) == 6
 
 
+def test_a_start_from_images_sees_none_that_is_held_out(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, seen = module.merge_members, []
+
+    def watched(settings: Any, *given: Any) -> Outcome:
+        seen.append(settings["images"])
+        return plain(settings, *given)
+
+    monkeypatch.setattr(module, "merge_members", watched)
+    given = ["merge=distill", "merge.start=regress", "merge.steps=1", "merge.images=20", "merge.widen=[]"]
+    config = merge_config(command(outputs, "tasks=[leaves,dots]", *given))
+    merge_function(config.merge)(open_bench(config, find_bundles(config)).bench, ["leaves", "dots"])
+    assert seen == [16]
+
+
 @pytest.mark.parametrize(("budget", "looks"), [("merge.steps=10", 3), ("merge.seconds=0.001", 2)])
 def test_a_distillation_that_ended_is_not_trained_again(
     outputs: Path, monkeypatch: pytest.MonkeyPatch, budget: str, looks: int
@@ -112,8 +127,8 @@ def test_a_fifth_of_few_pictures_is_held_out(outputs: Path, monkeypatch: pytest.
     bench = open_bench(config, find_bundles(config)).bench
     pool = module._Pool(bench, "leaves", 100, mirror=False)
     assert (len(pool.pixels), pool.count) == (56, 45)
-    with pytest.raises(CommandError, match="needs five images of leaves or more, and got 4"):
-        module._Pool(bench, "leaves", 4, mirror=False)
+    with pytest.raises(CommandError, match="needs ten images of leaves or more, and got 9"):
+        module._Pool(bench, "leaves", 9, mirror=False)
 
 
 def test_a_loss_that_is_not_finite_ends_it(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

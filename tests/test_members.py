@@ -34,6 +34,16 @@ def test_lora_on_a_fused_qkv_is_taken_apart(images: torch.Tensor, rslora: bool) 
         torch.testing.assert_close(folded(images), adapted(images), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scales_are_not_rounded_to_half_precision(dtype: torch.dtype) -> None:
+    """Else adapters that share their A, at other scales, would not share it any more."""
+    _, tensors, config = foreign(target_modules=["mlp.fc1"], lora_alpha=12, r=5)
+    halves = {name: value.to(dtype) for name, value in tensors.items()}
+    for module, (_, a) in read_delta(halves, config, Path("there")).items():
+        stored = next(value for name, value in halves.items() if module in name and "lora_A" in name)
+        assert torch.equal(a, 2.4 * stored.float())
+
+
 def test_rows_that_were_not_adapted_are_left_out() -> None:
     _, tensors, config = foreign(target_modules=["attn.qkv"])
     width = next(value.shape[0] for name, value in tensors.items() if "lora_B" in name) // 3

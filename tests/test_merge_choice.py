@@ -155,9 +155,23 @@ def test_search_takes_the_candidate_with_the_nearest_answers(outputs: Path, capl
     assert told[-1] == f"Chosen for dots+level: {min(drifts, key=drifts.__getitem__)}"
     with pytest.raises(CommandError, match=r"There is no merge regres\. Did you mean 'regress'"):
         merge_here([*given, "merge.candidates=[regres]"])
-    for other in ("search", "frozen"):
-        with pytest.raises(CommandError, match="merges other than search, and none that merges nothing"):
+    for other in ("search", "ladder", "frozen"):
+        with pytest.raises(CommandError, match="merges other than search, ladder and frozen"):
             merge_here([*given, f"merge.candidates=[{other}]"])
+
+
+def test_candidates_see_no_image_that_they_are_judged_on(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, seen = search.merge_members, []
+
+    def watched(settings: Any, *given: Any) -> Outcome:
+        seen.append(settings.get("images"))
+        return plain(settings, *given)
+
+    monkeypatch.setattr(search, "merge_members", watched)
+    given = ["merge=search", "merge.images=30", "merge.scales=[]", "merge.candidates=[regress,gram_seq,tsv]"]
+    config = merge_config(command(outputs, *given, "tasks=[dots,level]"))
+    merge_function(config.merge)(open_bench(config, find_bundles(config)).bench, ["dots", "level"])
+    assert seen == [24, 24, None]
 
 
 @pytest.fixture

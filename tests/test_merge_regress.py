@@ -1,5 +1,6 @@
 """The least-squares merge: against its formula, on the model it must follow, and where it may change weights."""
 
+import functools
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,11 @@ from torch import Tensor
 from launch.errors import CommandError
 from merging.delta import Delta
 from merging.distill import trained_rank
+from merging.gram import gram
+from merging.grams import input_grams
 from merging.linear import cat
 from merging.regress import regress
+from merging.sequential import gram_seq
 from merging.workbench import Workbench
 
 SIZE = 32
@@ -123,12 +127,43 @@ def test_a_weight_scales_what_is_wanted_of_its_adapter() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("images", 0), ("ridge", 0.0), ("class_weight", -1.0), ("stride", 0), ("targets", []), ("targets", ["key"])],
+    [("images", 1), ("ridge", 0.0), ("class_weight", -1.0), ("stride", 0), ("targets", []), ("targets", ["key"])],
 )
 def test_impossible_arguments_are_refused(key: str, value: Any) -> None:
     place = bench()
     with pytest.raises(CommandError, match=f"merge.{key}="):
         regress(deltas(place), bench=place, **GIVEN | {key: value})
+
+
+def test_inputs_that_are_too_much_alike_are_told_with_a_way_out() -> None:
+    place = bench()
+    with pytest.raises(CommandError, match=r"blocks\.\d\.\S+ are too much alike for merge.ridge=1e-20; give a larger"):
+        regress(deltas(place), bench=place, **GIVEN | {"ridge": 1e-20})
+
+
+def test_grams_of_a_merged_block_are_those_of_each_adapted_block() -> None:
+    """What proj and MLP read depends on the block's own adapter, which RegMean++ leaves in."""
+    place = bench()
+    settings: dict[str, Any] = {"normalise": "trace", "ridge": 1e-3, "cat_share": 0.0}
+    modules = {"attn.qkv.v": "attn.qkv", "attn.proj": "attn.proj", "mlp.fc2": "mlp.fc2"}
+    read = {path: place.backbone.get_submodule(path) for path in (f"blocks.0.{name}" for name in modules.values())}
+    wide: dict[str, Delta] = {}
+    grams = {}
+    for seed, task in enumerate(("a", "bb")):
+        generator = torch.Generator().manual_seed(seed)
+        wide[task] = {
+            f"blocks.0.{name}": (
+                torch.randn(64, 2, generator=generator),
+                torch.randn(2, place.backbone.get_submodule(f"blocks.0.{own}").in_features, generator=generator),
+            )
+            for name, own in modules.items()
+        }
+        (images,) = place.batches(task, "train")
+        with place.weights.folded(wide[task]) as model, torch.no_grad():
+            grams[task] = input_grams(read, functools.partial(model, images))
+    found = gram_seq(wide, bench=place, images=GIVEN["images"], **settings)
+    for module, (b, a) in gram(wide, grams=grams, **settings).items():
+        torch.testing.assert_close(found[module][0] @ found[module][1], b @ a, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("own", "given", "cut"), [(16, None, None), (17, None, 16), (40, None, 16), (8, 4, 4)])

@@ -97,6 +97,16 @@ def test_rows_tell_how_their_adapters_were_trained_otherwise(outputs: Path, tmp_
     assert {row["lora"] for row in result["rows"]} == {"default + max_norm=0.1"}
 
 
+def test_models_of_other_adapters_stand_side_by_side(outputs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(outputs / "adapters" / "leaves" / "r2-s0", tmp_path / "other")
+    _scale(folder, 2.0)
+    given = command(outputs, "merge=cat", "tasks=[leaves,level]")
+    (plain,), (other,) = (merge_here([*given, *more])[0]["models"] for more in ([], [f"+adapters.leaves={folder}"]))
+    assert Path(other).name.startswith(f"{Path(plain).name}-")
+    assert Path(plain).is_dir()
+    assert Path(other).is_dir()
+
+
 def test_rows_tell_a_rank_and_a_seed_that_are_not_the_commands(outputs: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(outputs / "adapters" / "leaves" / "r2-s0", tmp_path / "other")
     given = command(outputs, "merge=cat", "tasks=[leaves]", f"+adapters.leaves={folder}", "save=false")
