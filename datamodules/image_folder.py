@@ -10,19 +10,18 @@ import pandas as pd
 
 from datamodules.base import Records, Source
 from datamodules.decode import SUFFIXES
-from datamodules.splits import split_name
+from datamodules.splits import SPLITS, split_name
 from launch.errors import DataError, DatasetNotFoundError
 
-_SPLIT_FOLDERS = {"train", "val", "valid", "validation", "test"}
 _SHOWN = 5
 
 
 class ImageFolder(Source):
     """Class = name of the first folder level below the root; deeper folders may be anything.
 
-    When the first level is nothing but train, val (or valid, validation) and test, at least train and one
-    more, these are official splits and the classes are one level below. Files without a picture's suffix are
-    left out and counted; names that begin with a dot are passed over.
+    When the pictures of the first level lie in nothing but train (or training), val (valid, validation, dev) and test
+    (testing), at least train and one more, these are official splits and the classes are one level below. Files
+    without a picture's suffix are left out and counted; names that begin with a dot are passed over.
 
     Args:
         root: the folder.
@@ -43,13 +42,15 @@ class ImageFolder(Source):
         """Reads the names.
 
         Raises:
-            DataError: there is no picture, or names of pictures or of their folders are not UTF-8.
+            DataError: there is no picture, names of pictures or of their folders are not UTF-8, or folders of splits
+                lie beside others.
         """
         self.check()
-        splits = self._split_folders()
+        files = _walk(self.root)
+        splits = self._has_splits(files)
         rows: list[tuple[str, str, str | None]] = []
         other = loose = 0
-        for file in _walk(self.root):
+        for file in files:
             parts = file.split("/")
             split = split_name(parts[0]) if splits else None
             inner = parts[1:] if splits else parts
@@ -76,9 +77,22 @@ class ImageFolder(Source):
         dropped = {reason: count for reason, count in counted.items() if count}
         return Records(table if splits else table.drop(columns="split"), dropped)
 
-    def _split_folders(self) -> bool:
-        names = {entry.name.lower() for entry in os.scandir(self.root) if entry.is_dir() and entry.name[0] != "."}
-        return names <= _SPLIT_FOLDERS and "train" in names and len(names) > 1
+    def _has_splits(self, files: list[str]) -> bool:
+        folders = {file.split("/")[0] for file in files if "/" in file and file.lower().endswith(SUFFIXES)}
+        splits = {name: split for name in sorted(folders) if (split := SPLITS.get(name.lower())) is not None}
+        found = set(splits.values())
+        if "train" not in found or len(found) < 2:
+            return False
+        if others := sorted(folders - set(splits)):
+            pictures = [file for file in files if file.split("/")[0] in splits and file.lower().endswith(SUFFIXES)]
+            if any(file.count("/") < 2 for file in pictures):
+                return False  # pictures lie in them without a class: they are classes
+            raise DataError(
+                f"{self.root}: {', '.join(splits)} look like splits and lie beside {', '.join(others[:_SHOWN])}"
+                f"{', ...' * (len(others) > _SHOWN)}. Move the others elsewhere if these are splits; rename these "
+                "if all are classes."
+            )
+        return True
 
 
 def _undecoded(file: str) -> str:

@@ -1,6 +1,7 @@
 """Adapter bundles by name: where training publishes them, which ones a merge takes, and what tells two apart."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,6 +62,12 @@ def require_bundles(outputs: Path, tasks: Sequence[str], rank: int, seed: int) -
     raise CommandError("\n".join([*lines, f"Adapters that exist: {listed}."]))
 
 
+def title_of(model: str) -> str:
+    """The name of what is made of a model: its folder's, before which an adapter's says the task."""
+    path = Path(model).expanduser().absolute()
+    return f"{path.parent.name}-{path.name}" if re.fullmatch(r"r\d+(_deep)?-s\d+", path.name) else path.name
+
+
 def find_bundles(config: MergeConfig) -> dict[str, Path]:
     """The bundle of each task in any set of a merge, by task.
 
@@ -68,6 +75,10 @@ def find_bundles(config: MergeConfig) -> dict[str, Path]:
         CommandError: some are missing.
     """
     tasks = sorted({task for names in config.chosen_sets() for task in names})
+    published = Path(config.paths.outputs) / "adapters"
+    for name in config.adapters:  # a mapping may be shared by jobs of other sets, so that not every stranger is a fault
+        if name not in tasks and not (published / name).is_dir() and (hint := nearest(name, tasks)):
+            raise CommandError(f"adapters: {name} is in no set here.{hint}")
     given = {task: Path(config.adapters[task]).expanduser() for task in tasks if task in config.adapters}
     rest = [task for task in tasks if task not in given]
     paths = require_bundles(Path(config.paths.outputs), rest, config.lora.rank, config.seed)

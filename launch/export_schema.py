@@ -1,11 +1,11 @@
 """What ``export.py`` may be told: a model, a format, the pictures that it is checked on, or a place on the Hub."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from launch.bundles import title_of
 from launch.merge_schema import MergedBackbone
 from launch.schema import Check, Logger, Name, Paths, Strict, Sweep, Text
 
@@ -52,13 +52,13 @@ class ExportConfig(Strict):
     @property
     def title(self) -> str:
         """The readable part of the job's name."""
-        return f"{Path(self.model).name}-{self.format}"
+        return f"{title_of(self.model)}-{self.format}"
 
     @property
     def folder(self) -> str:
         """Where the exported model goes."""
-        name = Path(self.model).expanduser().absolute().name
-        return self.output or f"{self.paths.outputs}/exports/{name}-{self.format}{'-int8' if self.int8 else ''}"
+        name = f"{self.title}{'-int8' if self.int8 else ''}"
+        return self.output or f"{self.paths.outputs}/exports/{name}"
 
     @property
     def image_list(self) -> list[str]:

@@ -103,7 +103,10 @@ def _work(run: Run, job: Callable[[Run], dict[str, Any]], command: list[str]) ->
     except Exception as fault:  # noqa: BLE001 - whatever it is, it must end in status.json and in the exit code
         state, code, error = _failed(fault)
     if state == "interrupted":
-        log.warning("Interrupted: %s; the same command goes on from where it stopped", run.name)
+        again = "the same command goes on from where it stopped" if run.kept else "the same command begins anew"
+        if run.kept and run.config.get("resume") == "restart":
+            again = "without resume=restart the same command goes on from where it stopped"
+        log.warning("Interrupted: %s; %s", run.name, again)
     if state == "failed" and run.kept:
         log.error("Failed: %s; its log is %s", run.name, run.path / "run.log")
     if run.writes:

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from launch.bundles import title_of
 from launch.merge_schema import MergedBackbone, Tasks
 from launch.schema import Check, Device, Logger, Paths, Strict, Sweep, Text
 
@@ -43,7 +44,7 @@ class PredictConfig(Strict):
     @property
     def title(self) -> str:
         """The readable part of the job's name."""
-        return Path(self.model).name
+        return title_of(self.model)
 
     @property
     def image_list(self) -> list[str]:
@@ -53,4 +54,4 @@ class PredictConfig(Strict):
     @property
     def output_file(self) -> str:
         """Where the answers go."""
-        return self.output or f"{self.paths.outputs}/predictions/{Path(self.model).expanduser().absolute().name}.csv"
+        return self.output or f"{self.paths.outputs}/predictions/{title_of(self.model)}.csv"

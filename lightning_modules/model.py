@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from launch.errors import CommandError
 
 HIDDEN = 512
+TAKEN = ("file", "face", "left", "top", "right", "bottom", "error", "images")  # columns of answers, an export's input
 
 
 class MLPHead(nn.Module):
@@ -32,10 +33,12 @@ class MLPHead(nn.Module):
 
 
 def require_names(tasks: Iterable[str]) -> None:
-    """Raises ``CommandError`` for a task whose name torch's dictionaries of modules have taken for themselves."""
+    """Raises ``CommandError`` for a task that is named like a part of torch's modules, of an answer or of an export."""
     for task in tasks:
-        if hasattr(nn.ModuleDict(), task):
-            raise CommandError(f"name={task}: torch keeps this name for itself; take another one, e.g. {task}_class.")
+        if hasattr(nn.ModuleDict(), task) or task in TAKEN:
+            raise CommandError(
+                f"name={task}: torch or the files of answers have a use for this name; take another, e.g. {task}_task."
+            )
 
 
 class MultiTaskModel(nn.Module):

@@ -21,7 +21,7 @@ def caption(name: str, told: dict[str, Any]) -> str:
     if "class" in told:
         return f"{name}: {told['class']} {told['probability']:.2f}"
     if "value" in told:
-        value = "not finite" if told["value"] is None else f"{told['value']:.1f}"
+        value = "not finite" if told["value"] is None else f"{told['value']:.3g}"
         return f"{name}: {value} {told['unit']}".rstrip()
     return f"{name}: {len(told['points'])} points"
 

@@ -70,6 +70,10 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     if len(wanted) > 1:
         ways = "; ".join(f"{', '.join(names)}: {sight.words}" for sight, names in wanted.items())
         log.info("The tasks see pictures in %d ways, so each takes as many passes (%s)", len(wanted), ways)
+    cut = [name for name, view in model.tasks.items() if view.face_scale is not None]
+    if cut and config.faces != "detect":
+        told = "%s learned from pictures cut around a box and reads whole ones here: give cut ones, or, of faces, %s"
+        log.warning(told, ", ".join(cut), "faces=detect")
     output = Path(config.output_file).expanduser()
     pictures = None if config.pictures is None else Path(config.pictures).expanduser()
     counts = {"pictures": 0, "answers": 0, "unreadable": 0, "without_face": 0}

@@ -237,7 +237,9 @@ def _open(
     device: torch.device,
 ) -> Bench:
     members = {task: read_member(path) for task, path in bundles}
-    for member in members.values():
+    for task, member in members.items():
+        if member.name != task:
+            raise AdapterError(f"adapters: {task}: {member.bundle.path} is an adapter of {member.name}.")
         if member.bundle.card.get("features") == "deep":
             raise AdapterError(
                 f"{member.bundle.path}: its head was trained on deep features (features=deep), which a merge cannot "

@@ -43,7 +43,7 @@ function text(tag, content, parent) {
 function say(told) {
   if ("class" in told) return told.class + "  (" + (100 * told.probability).toFixed(0) + " %)";
   if ("points" in told) return told.points.length + " points";
-  return told.value === null ? "not finite" : told.value.toFixed(1) + " " + told.unit;
+  return told.value === null ? "not finite" : Number(told.value.toPrecision(3)) + " " + told.unit;
 }
 form.addEventListener("submit", async (event) => {
   event.preventDefault();

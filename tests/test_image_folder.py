@@ -5,6 +5,7 @@ import pytest
 
 from datamodules import image_folder
 from datamodules.image_folder import ImageFolder
+from datamodules.splits import split_name
 from launch.errors import DataError, DatasetNotFoundError
 from tests.picture_files import noise, write_classes, write_picture
 
@@ -28,13 +29,15 @@ def test_first_level_is_the_class(tmp_path: Path) -> None:
     assert source.read(records.table.iloc[0].to_dict()).shape == (24, 24, 3)
 
 
-@pytest.mark.parametrize("names", [("train", "test"), ("train", "val", "test"), ("train", "valid")])
+@pytest.mark.parametrize(
+    "names", [("train", "test"), ("train", "val", "test"), ("train", "valid"), ("Training", "Dev")]
+)
 def test_official_splits(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
         write_classes(tmp_path / name, {"a": 1, "b": 1})
     table = ImageFolder(tmp_path).records().table
     assert list(table["label"]) == ["a", "b"] * len(names)
-    assert set(table["split"]) == {name.replace("valid", "val") for name in names}
+    assert set(table["split"]) == {split_name(name) for name in names}
 
 
 @pytest.mark.parametrize("names", [("train", "test", "plane"), ("test", "val"), ("train",)])
@@ -43,6 +46,17 @@ def test_classes_that_only_sound_like_splits(tmp_path: Path, names: tuple[str, .
     table = ImageFolder(tmp_path).records().table
     assert set(table["label"]) == set(names)
     assert "split" not in table
+
+
+def test_splits_may_lie_beside_folders_without_pictures_but_not_beside_others(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write_classes(tmp_path / name, {"a": 1, "b": 1})
+    (tmp_path / "__MACOSX" / "train").mkdir(parents=True)
+    (tmp_path / "__MACOSX" / "train" / "._000.png").write_bytes(b"")
+    assert set(ImageFolder(tmp_path).records().table["label"]) == {"a", "b"}
+    write_classes(tmp_path / "extra", {"a": 1})
+    with pytest.raises(DataError, match="test, train look like splits and lie beside extra"):
+        ImageFolder(tmp_path).records()
 
 
 def test_linked_folders_are_followed_but_circles_are_not(tmp_path: Path) -> None:

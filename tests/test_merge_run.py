@@ -15,7 +15,7 @@ from PIL import Image
 
 from datamodules.datamodule import normalize
 from launch.bundles import find_bundles
-from launch.errors import AdapterError, DataError
+from launch.errors import AdapterError, CommandError, DataError
 from launch.runs import finish
 from lightning_modules.backbone import create_backbone, split_qkv
 from merging.bundle import read_parts
@@ -262,6 +262,15 @@ def test_bf16_scores_are_near_float32(outputs: Path) -> None:
     rounded, _ = merge_here([*command(outputs, *pair)[:-4], "precision=bf16-mixed", *pair])
     for one, two in zip(exact["rows"], rounded["rows"], strict=True):
         assert two["score"] == pytest.approx(one["score"], rel=0.1)
+
+
+def test_an_adapter_is_not_taken_for_that_of_another_task(outputs: Path) -> None:
+    folder = outputs / "adapters" / "level" / "r2-s0"
+    given = command(outputs, "tasks=[leaves,dots]", "save=false")
+    with pytest.raises(AdapterError, match=r"adapters: leaves: .*level/r2-s0 is an adapter of level"):
+        merge_here([*given, f"+adapters.leaves={folder}"])
+    with pytest.raises(CommandError, match=r"adapters: levaes is in no set here. Did you mean 'leaves'"):
+        merge_here([*given, f"+adapters.levaes={folder}"])
 
 
 def test_missing_adapters_are_named_with_what_exists(outputs: Path) -> None:

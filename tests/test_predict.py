@@ -103,6 +103,16 @@ def test_tasks_share_a_pass_only_where_they_see_the_same(tmp_path: Path) -> None
     assert sights({"leaves": views["leaves"]}, faces=True) == {Sight("crop", 1.0, False): ["leaves"]}
 
 
+def test_tasks_of_cut_pictures_warn_of_whole_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    face = {"_target_": "datamodules.utkface.UtkFace", "crop": "face", "face_scale": 1.3}
+    model = merged(tmp_path, ["age"], source=face)
+    write_picture(tmp_path / "pictures" / "a.png", noise(1))
+    for faces, warned in (("none", True), ("detect", False)):
+        caplog.clear()
+        predict(config(tmp_path, model, tmp_path / "pictures", f"faces={faces}"))
+        assert ("age learned from pictures cut around a box" in caplog.text) is warned
+
+
 def test_every_face_of_a_picture_is_answered_and_drawn(tmp_path: Path) -> None:
     face = {"_target_": "datamodules.utkface.UtkFace", "crop": "face", "face_scale": 1.3}
     model = merged(tmp_path, ["age", "points"], source=face)

@@ -161,6 +161,23 @@ def test_a_run_that_other_code_has_done_is_skipped_and_says_so(describe, monkeyp
     assert "Skipped, done already by other code (aaaaaaa): " in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("kept", "resume", "told"),
+    [
+        (True, "auto", "; the same command goes on from where it stopped"),
+        (True, "restart", "; without resume=restart the same command goes on from where it stopped"),
+        (False, "auto", "; the same command begins anew"),
+    ],
+)
+def test_an_interrupted_run_says_how_to_go_on(describe, caplog, kept, resume, told):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    run = describe()
+    perform(dataclasses.replace(run, kept=kept, config=run.config | {"resume": resume}), stop, [])
+    assert f"Interrupted: {run.name}{told}" in caplog.text
+
+
 def test_a_done_run_that_told_other_numbers_says_so(describe, caplog):
     run = describe()
     asked = {"task": {"units": {"years": 10.0}, "subsets": None}, "members": {"age": {"task": {"subsets": ["pose"]}}}}

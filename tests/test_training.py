@@ -29,6 +29,7 @@ from lightning_modules.lora import folded_state_dict
 from lightning_modules.model import MultiTaskModel
 from lightning_modules.module import MultiTaskModule
 from lightning_modules.training import task_grams
+from merging.answer_files import columns
 from merging.grams import load_grams
 from merging.robustness import LEVELS
 from tests.conftest import SIZE, TINY
@@ -202,9 +203,10 @@ def test_what_cuts_a_run_short():
     ]  # fmt: skip
 
 
-def test_a_name_that_torch_keeps_for_itself_is_refused(tmp_path):
-    with pytest.raises(CommandError, match="name=values: torch keeps this name for itself"):
-        train_here(leaves(tmp_path, "name=values"))
+@pytest.mark.parametrize("name", ["values", "images", *(column for column, _ in columns({}))])
+def test_a_name_that_is_taken_is_refused(tmp_path, name):
+    with pytest.raises(CommandError, match=f"name={name}: torch or the files of answers have a use for this name"):
+        train_here(leaves(tmp_path, f"name={name}"))
 
 
 def test_the_last_weights_do_not_pass_for_a_best_checkpoint_that_is_gone(tmp_path, monkeypatch):
