@@ -11,6 +11,7 @@ from launch import logs
 from launch.app import main
 from launch.bundles import find_bundles, merged_contents
 from launch.merge_schema import MergeConfig
+from launch.publishing import look_for_models
 from launch.runs import Run
 
 
@@ -28,4 +29,4 @@ def job(config: MergeConfig, run: Run) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main("merge", MergeConfig, job, inputs=merged_contents)
+    main("merge", MergeConfig, job, inputs=merged_contents, skipped=look_for_models)

@@ -48,6 +48,17 @@ def publish_again(config: Training, run: Run) -> None:
         log.info("Published again: %s", newest)
 
 
+def look_for_models(_: Any, run: Run) -> None:
+    """Warns where a merge that is done already would not find the models that it wrote as they were."""
+    result = read_json(run.result_file) or {}
+    for model in map(Path, result.get("models") or []):
+        recipe = (read_json(model / CARD) or {}).get("recipe")
+        if recipe is None:
+            log.warning("Its model %s is gone; resume=restart writes it anew", model)
+        elif recipe["merge"] != run.config["merge"] or recipe["images"] != run.config["images"]:
+            log.warning("%s holds another merge by now; resume=restart writes this one again", model)
+
+
 def kept_bundle(run: Run) -> Path:
     """Where a run keeps its adapter."""
     return run.path / "adapter"

@@ -69,10 +69,13 @@ def format_score(metric: str, value: float) -> str:
 
 
 def summarize(metric: str, rows: list[tuple[int, Row]], kind: str) -> Cell:
-    """Mean, deviation and number of the rows' scores."""
+    """Mean, deviation and number of the rows' scores; of trainings that differ in more than the seed, their range."""
     if not rows:
         return Cell(NONE)
     scores = [row["score"] for _, row in rows]
+    if kind == "train" and len({row["seed"] for _, row in rows}) < len(rows):
+        ends = " to ".join(format_score(metric, end) for end in (min(scores), max(scores)))
+        return Cell(f"{ends} ({len(scores)} settings)", kind, tuple(place for place, _ in rows))
     text = format_score(metric, statistics.fmean(scores))
     if len(scores) > 1:
         text += f" ± {format_score(metric, statistics.stdev(scores))}"

@@ -16,6 +16,8 @@ from PIL import Image
 from datamodules.datamodule import normalize
 from launch.bundles import find_bundles
 from launch.errors import AdapterError, CommandError, DataError
+from launch.files import write_json
+from launch.publishing import look_for_models
 from launch.runs import finish
 from lightning_modules.backbone import create_backbone, split_qkv
 from merging.bundle import read_parts
@@ -262,6 +264,22 @@ def test_bf16_scores_are_near_float32(outputs: Path) -> None:
     rounded, _ = merge_here([*command(outputs, *pair)[:-4], "precision=bf16-mixed", *pair])
     for one, two in zip(exact["rows"], rounded["rows"], strict=True):
         assert two["score"] == pytest.approx(one["score"], rel=0.1)
+
+
+def test_a_done_merge_tells_of_models_that_are_gone_or_others_by_now(
+    outputs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result, run = merge_here(command(outputs, "merge=cat", "tasks=[dots,leaves]", "realign=deep"))
+    (model,) = map(Path, result["models"])
+    write_json(run.result_file, result)
+    look_for_models(None, run)
+    assert not caplog.text
+    merge_here(command(outputs, "merge=cat", "tasks=[dots,leaves]", "realign=deep", "images=12"))
+    look_for_models(None, run)
+    assert f"{model} holds another merge by now; resume=restart" in caplog.text
+    shutil.rmtree(model)
+    look_for_models(None, run)
+    assert f"Its model {model} is gone; resume=restart" in caplog.text
 
 
 def test_an_adapter_is_not_taken_for_that_of_another_task(outputs: Path) -> None:

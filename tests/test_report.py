@@ -247,6 +247,15 @@ def test_the_studys_numbers_are_all_in_the_tables(tmp_path):
         assert sorted(map(float, shown)) == sorted(number.value for number in wanted)
 
 
+def test_trainings_of_one_seed_are_other_settings_and_no_mean(tmp_path):
+    for place, (seed, score) in enumerate(((0, 0.80), (0, 0.62), (1, 0.82))):
+        write_train_run(tmp_path, "galaxy", 16, seed, score=score, metrics={"accuracy": score}, hash=f"{place}" * 10)
+    (table,) = [table for table in study_tables(collect([tmp_path])) if table.name == "I"]
+    (line,) = [row for row in table.rows if row[0].text == "galaxy" and row[1].text == "accuracy"]
+    assert line[5].text == "62.0 to 82.0 (3 settings)"
+    assert len(line[5].rows) == 3
+
+
 def test_ours_stand_beside_the_studys(tmp_path):
     for seed, score in ((0, 0.80), (1, 0.82)):
         write_train_run(tmp_path, "galaxy", 16, seed, score=score, metrics={"accuracy": score, "macro_f1": score - 0.1})
