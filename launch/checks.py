@@ -132,9 +132,9 @@ def targets(wanted: list[str]) -> Iterator[str]:
         yield f"lora.targets={show(wanted)}: a target is named twice."
 
 
-def weights(wanted: str) -> Iterator[str]:
+def weights(wanted: str | None) -> Iterator[str]:
     """A path must be there."""
-    if wanted in ("hub", "package") or Path(wanted).expanduser().is_file():
+    if wanted is None or wanted in ("hub", "package") or Path(wanted).expanduser().is_file():
         return
     yield (
         f"backbone.weights={wanted}: no such file (looked in {Path.cwd()}). "

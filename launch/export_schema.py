@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from launch import checks
 from launch.bundles import title_of
 from launch.merge_schema import MergedBackbone
 from launch.schema import Check, Logger, Name, Paths, Strict, Sweep, Text
@@ -47,7 +48,11 @@ class ExportConfig(Strict):
     sweep: Sweep
     paths: Paths
 
-    checks: ClassVar[tuple[Check, ...]] = ((("int8", "format"), _int8), (("hub", "format"), _hub))
+    checks: ClassVar[tuple[Check, ...]] = (
+        (("int8", "format"), _int8),
+        (("hub", "format"), _hub),
+        (("backbone.weights",), checks.weights),
+    )
 
     @property
     def title(self) -> str:

@@ -218,6 +218,7 @@ class MergeConfig(Strict):
 
     checks: ClassVar[tuple[Check, ...]] = (
         (("merge",), _method),
+        (("backbone.weights",), checks.weights),
         (("candidates",), _candidates),
         (("advise", "advice_images", "realign", "branch_at"), _advice),
         (("branch_at", "branch", "save"), _branching),

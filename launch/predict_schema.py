@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from launch import checks
 from launch.bundles import title_of
 from launch.merge_schema import MergedBackbone, Tasks
 from launch.schema import Check, Device, Logger, Paths, Strict, Sweep, Text
@@ -39,7 +40,7 @@ class PredictConfig(Strict):
     sweep: Sweep
     paths: Paths
 
-    checks: ClassVar[tuple[Check, ...]] = ((("output",), _output),)
+    checks: ClassVar[tuple[Check, ...]] = ((("output",), _output), (("backbone.weights",), checks.weights))
 
     @property
     def title(self) -> str:

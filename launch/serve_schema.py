@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from launch import checks
 from launch.merge_schema import MergedBackbone, Tasks
 from launch.schema import Check, Device, Logger, Paths, Strict, Sweep, Text
 
@@ -25,7 +26,7 @@ class ServeConfig(Strict):
     sweep: Sweep
     paths: Paths
 
-    checks: ClassVar[tuple[Check, ...]] = ()
+    checks: ClassVar[tuple[Check, ...]] = ((("backbone.weights",), checks.weights),)
 
     @property
     def title(self) -> str:

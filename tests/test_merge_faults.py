@@ -27,6 +27,7 @@ def faults(*given: str) -> list[str]:
         (["merge=ladder", "merge.rungs=[{svd:{rank:2}},{tsw:{rank:2}}]", "realign=deep"], "there is no merge tsw."),
         (["merge=search", "merge.candidates=[cta]", "realign=deep"], "there is no merge cta. Did you mean 'cat'?"),
         (["merge=ladder"], "realign=none: the merge is chosen by what is left after realign=deep."),
+        (["backbone.weights=nope.safetensors"], "backbone.weights=nope.safetensors: no such file (looked in"),
         (["merge=search", "realign=[none,linear]"], "realign=[none,linear]: the merge is chosen by"),
     ],
 )
