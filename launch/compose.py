@@ -36,7 +36,7 @@ class Command:
 
     ``choices``: for each override that chooses options or sets Hydra itself, its values as full override strings.
     ``values``: the same for those that set keys. More than one string in an inner list is a sweep.
-    ``refused``: groups without a usable choice; what they would have set is not known.
+    ``refused``: groups without a usable choice and keys without a usable value; what they would have set is not known.
     """
 
     choices: list[list[str]] = field(default_factory=list)
@@ -45,9 +45,9 @@ class Command:
     refused: set[str] = field(default_factory=set)
 
     def leaves_open(self, key: str) -> bool:
-        """Whether a key may only be missing because a group's choice was refused."""
+        """Whether a key may only be missing because its value or a group's choice was refused."""
         first = key.partition(".")[0]
-        return any(first == group or first in SET_BY.get(group, ()) for group in self.refused)
+        return any(own in (key, first) or first in SET_BY.get(own, ()) for own in self.refused)
 
 
 class Composer:
@@ -95,6 +95,7 @@ class Composer:
                 command.faults.append(f"{text}: cannot be read. {_parser_text(text, error)}")
                 continue
             if override.is_sweep_override() and not self._sweep_is_good(override, text, multirun, command.faults):
+                command.refused.add(override.key_or_group)
                 continue
             if self._is_choice(override):
                 before = len(command.faults)
@@ -241,9 +242,10 @@ class Composer:
     def _sweep_is_good(self, override: Override, text: str, multirun: bool, faults: list[str]) -> bool:
         if not multirun:
             key, _, value = text.partition("=")
+            plain = re.sub(r"'([^']*)'", r"\1", value)  # quotes that ``quoted`` has put around parts
             faults.append(
-                f"{text}: several values make a sweep, which needs -m. A list is written {key}=[{value}], "
-                f"a text with a comma in it \"{key}='{value}'\"."
+                f"{key}={plain}: several values make a sweep, which needs -m. A list is written {key}=[{value}], "
+                f"a text with a comma in it \"{key}='{plain}'\"."
             )
         elif not override.is_discrete_sweep():
             faults.append(f"{text}: an interval has no end of values; name them, or use range(start,stop,step).")

@@ -345,6 +345,15 @@ def test_a_missing_tensorboard_is_a_fault_of_the_command(faults, monkeypatch):
     ]
 
 
+def test_a_comma_in_a_path_is_one_fault_with_a_way_out_that_works(composer, faults):
+    own = ["task=classification", "name=x", "data=image_folder"]
+    (fault,) = faults(*composer.quoted([*own, "data.root=/tmp/odd dir, \u00fc/pics"]))
+    assert fault.startswith("data.root=/tmp/odd dir, \u00fc/pics: several values make a sweep")
+    way = "data.root='/tmp/odd dir, \u00fc/pics'"
+    assert f'"{way}"' in fault
+    assert faults(*composer.quoted([*own, way])) == []
+
+
 def test_only_heads_on_the_frozen_backbone_read_deep_features(faults):
     (text,) = faults(*OWN, "features=deep", "lora.rank=4")
     assert text.startswith("features=deep: a head beside an adapter (lora.rank=4) reads the class token")
