@@ -146,8 +146,8 @@ class ImageDataModule(L.LightningDataModule):
         for name, fraction in zip(("val", "test"), self.fractions, strict=True):
             if fraction > 0 and not sum(self.counts[name].values()):
                 raise DataError(
-                    f"{self.source.name} has too few examples ({len(self.table)}) for a {name} split: at least three "
-                    "groups are needed."
+                    f"{self.source.name} has too few examples ({len(self.table)}) for a {name} split: a class with "
+                    "three groups (of one picture or more) is needed, or three classes with two."
                 )
         self._ready = True
 

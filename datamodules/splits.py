@@ -77,11 +77,11 @@ def assign_splits(
 
     Without official splits the fractions of examples are cut from each stratum (class, or quantile of the
     target): groups go in the order of sha256(seed:group) to test, then to val, the rest to train. A group
-    that would overshoot is passed over; a stratum of three groups or more is present in every split (one of
-    fewer is all train). Official splits are kept as they are. Where val is missing it is carved from train,
-    and where test is missing it is carved from train too (never from val, whose published scores stay
-    comparable); the fraction is then one of the official train split. A lone official split is no split: it
-    is divided like everything else.
+    that would overshoot is passed over; a stratum of three groups or more is present in every split. One of
+    fewer is all train; where all are, the second groups of those with two are cut as one stratum. Official
+    splits are kept as they are. Where val is missing it is carved from train, and where test is missing it is
+    carved from train too (never from val, whose published scores stay comparable); the fraction is then one of
+    the official train split. A lone official split is no split: it is divided like everything else.
 
     Args:
         groups: group name of each example.
@@ -135,6 +135,8 @@ def _carve(groups: Sequence[str], strata: np.ndarray, wanted: dict[str, float], 
     for group, rows in members.items():
         values, counts = np.unique(strata[rows], return_counts=True)
         by_stratum.setdefault(int(values[counts.argmax()]), []).append(group)
+    if all(len(names) < 3 for names in by_stratum.values()):  # else nothing would be left to validate or test on
+        by_stratum = {0: [by_stratum[stratum][1] for stratum in sorted(by_stratum) if len(by_stratum[stratum]) == 2]}
     result = np.full(len(groups), "train", object)
     for stratum in sorted(by_stratum):
         names = by_stratum[stratum]

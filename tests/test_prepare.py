@@ -123,6 +123,18 @@ def test_sizes_are_nested_and_even() -> None:
     assert set(other.table["key"]) != set(chosen[2].table["key"])
 
 
+def test_classes_of_two_groups_each_are_cut_as_one() -> None:
+    """Eight patients, two of each class, five pictures of each patient."""
+    groups = [f"patient {number // 5}" for number in range(40)]
+    strata = np.arange(40) // 10
+    splits, _ = assign_splits(groups, strata, (0.15, 0.15), 0)
+    assert Counter(splits) == {"train": 30, "val": 5, "test": 5}
+    assert len(set(zip(groups, splits, strict=True))) == 8  # no patient in two splits
+    assert set(strata[splits == "train"]) == set(strata)  # each class can be learned
+    lone, _ = assign_splits(groups, np.minimum(strata, 1), (0.15, 0.15), 0)  # one class has six: the other is all train
+    assert set(lone[strata == 0]) == {"train"}
+
+
 def test_official_splits_are_kept_and_completed_from_train() -> None:
     words = ["train"] * 60 + ["test"] * 40
     prepared = prepare(labelled({"a": 50, "b": 50}, split=words))
