@@ -10,7 +10,7 @@ import pandas as pd
 
 from datamodules.base import Records, Source
 from datamodules.decode import SUFFIXES
-from datamodules.splits import SPLITS, split_name
+from datamodules.splits import SPELLINGS, split_name
 from launch.errors import DataError, DatasetNotFoundError
 
 _SHOWN = 5
@@ -79,7 +79,7 @@ class ImageFolder(Source):
 
     def _has_splits(self, files: list[str]) -> bool:
         folders = {file.split("/")[0] for file in files if "/" in file and file.lower().endswith(SUFFIXES)}
-        splits = {name: split for name in sorted(folders) if (split := SPLITS.get(name.lower())) is not None}
+        splits = {name: split for name in sorted(folders) if (split := SPELLINGS.get(name.lower())) is not None}
         found = set(splits.values())
         if "train" not in found or len(found) < 2:
             return False

@@ -8,7 +8,7 @@ import numpy as np
 
 from launch.errors import DataError, nearest
 
-SPLITS = {
+SPELLINGS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -21,9 +21,9 @@ def split_name(word: object) -> str:
     Raises:
         DataError: another word.
     """
-    name = SPLITS.get(str(word).strip().lower())
+    name = SPELLINGS.get(str(word).strip().lower())
     if name is None:
-        hint = nearest(str(word), SPLITS)
+        hint = nearest(str(word), SPELLINGS)
         raise DataError(f"'{word}' is not a split; allowed are train, val and test.{hint}")
     return name
 

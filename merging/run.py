@@ -1,7 +1,6 @@
 """A merge run from a checked config: adapters, backbone, images, then set after set, each scored and kept."""
 
 import functools
-import hashlib
 import json
 import logging
 import statistics
@@ -20,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from launch.bundles import CARD, bundle_path
 from launch.errors import AdapterError
 from launch.files import write_json
-from launch.labels import lora_settings
+from launch.labels import digest, lora_settings
 from launch.merge_schema import MergeConfig
 from launch.progress import track
 from launch.runs import Run
@@ -345,7 +344,7 @@ def _save(
     for merged in merges:
         parts = ["+".join(tasks), config.method_slug, merged.realign, f"r{config.lora.rank}", f"s{config.seed}"]
         if given := {task: opened.bench.members[task].bundle.content for task in tasks if task in config.adapters}:
-            parts.append(hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:8])
+            parts.append(digest(json.dumps(given, sort_keys=True)))
         path = models / (config.name if config.name and len(merges) == 1 else "-".join(parts))
         own = [row for row in rows if row["realign"] == merged.realign]
         recipe = {

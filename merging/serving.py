@@ -53,7 +53,7 @@ def serve(config: ServeConfig) -> dict[str, Any]:
         faces=config.faces == "detect",
         max_bytes=int(config.max_megabytes * 1e6),
         max_pixels=config.max_pixels,
-        hosts=hosts(config.host),
+        hosts=known_hosts(config.host),
     )
     try:
         listener = socket.create_server((config.host, config.port))
@@ -68,7 +68,7 @@ def serve(config: ServeConfig) -> dict[str, Any]:
     return {"model": config.model}
 
 
-def hosts(host: str) -> list[str]:
+def known_hosts(host: str) -> list[str]:
     """Names under which the page may be asked for.
 
     On this machine alone they are few: else a web page whose own name is rebound to 127.0.0.1 could read answers.

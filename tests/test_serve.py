@@ -14,7 +14,7 @@ from PIL import Image
 
 from merging.answers import answer, look, sights
 from merging.model import load
-from merging.serving import build_app, hosts
+from merging.serving import build_app, known_hosts
 from tests.conftest import SIZE
 from tests.drawn_face import scene
 from tests.model_cases import merged
@@ -126,7 +126,7 @@ def test_hostile_requests_are_refused(client: TestClient) -> None:
 
 def test_a_page_on_this_machine_answers_to_its_own_names_alone(model_path: Path) -> None:
     given = {"title": "model", "faces": False, "max_bytes": 300_000, "max_pixels": 1_000_000}
-    with TestClient(build_app(load(model_path), hosts=hosts("127.0.0.1"), **given)) as client:
+    with TestClient(build_app(load(model_path), hosts=known_hosts("127.0.0.1"), **given)) as client:
         replies = {
             host: client.get("/model", headers={"host": host}).status_code
             for host in ("127.0.0.1:8000", "localhost:8000", "[::1]:8000", "rebound.example", "127.0.0.1.example", "")
@@ -135,8 +135,8 @@ def test_a_page_on_this_machine_answers_to_its_own_names_alone(model_path: Path)
         "127.0.0.1:8000": 200, "localhost:8000": 200, "[::1]:8000": 200,
         "rebound.example": 400, "127.0.0.1.example": 400, "": 400,
     }  # fmt: skip
-    assert {"localhost", "127.0.0.1", "[::1]", "127.0.1.1"} == set(hosts("127.0.1.1"))
-    assert hosts("0.0.0.0") == hosts("192.168.1.7") == hosts("studio.lan") == ["*"]
+    assert {"localhost", "127.0.0.1", "[::1]", "127.0.1.1"} == set(known_hosts("127.0.1.1"))
+    assert known_hosts("0.0.0.0") == known_hosts("192.168.1.7") == known_hosts("studio.lan") == ["*"]
 
 
 def test_a_file_name_is_only_a_name(client: TestClient) -> None:
