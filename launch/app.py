@@ -135,6 +135,8 @@ def _let_hydra(script: str, conf: Path, arguments: Namespace, overrides: list[st
         overrides = [*overrides, f"hydra.job.name={script}"]
     if (own := own_folder(conf, script)) and not arguments.config_dir:
         flags.append(f"--config-dir={own}")
+    if arguments.info:
+        logs.leave_to_hydra()
     sys.argv[1:] = [*overrides, *flags]  # in one piece, as Hydra demands, and before --info, which may take a word
     hydra.main(version_base=HYDRA_VERSION, config_path=str(conf), config_name=script)(_nothing)()
     return EXIT_DONE

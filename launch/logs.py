@@ -64,6 +64,12 @@ def set_up(verbose: bool = False) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def leave_to_hydra() -> None:
+    """Lets Hydra write its log, which is what ``--info`` shows, to stdout by its own handler."""
+    logging.getLogger().handlers.clear()
+    logging.getLogger("hydra").setLevel(logging.NOTSET)
+
+
 def take_over(*names: str) -> None:
     """Sends the log of packages that print it themselves our way only; call it once they are imported."""
     for name in names:

@@ -202,8 +202,7 @@ class AnsweringModel(MultiTaskModel):
         if needs_images(recipe["merge"]):
             reasons.append(f"its merge ({method}) looks at images of each task")
         if reasons:
-            new = {name: path for name, path in paths.items() if name not in self.members}
-            given = "".join(f" +adapters.{name}={path}" for name, path in new.items())
+            given = "".join(f" +adapters.{name}={path}" for name, path in sorted(paths.items()))
             raise AdapterError(
                 f"This model cannot be merged anew from its adapters alone: {' and '.join(reasons)}. With the images: "
                 f"python merge.py tasks=[{','.join(sorted(paths))}] merge={method} realign={realign}{given}"

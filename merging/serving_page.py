@@ -26,7 +26,7 @@ _PAGE = """<!doctype html>
 </head>
 <body>
 <h1>@TITLE@</h1>
-<p>One backbone pass answers: @TASKS@. The picture is not kept.</p>
+<p>One model answers: @TASKS@. The picture is not kept.</p>
 <form id="form">
   <input id="picture" name="picture" type="file" accept="image/*" required aria-label="picture">
   <label><input id="faces" type="checkbox" @FACES@> find faces first</label>

@@ -161,6 +161,8 @@ def test_a_line_of_another_package_is_logged_once(tmp_path, capsys):
         (("lora.rnk=3", "-m", "task=keypoints"), 2, ""),
         (("--help",), 0, "train is powered by Hydra."),
         (("task=keypoints", "--help"), 0, "train is powered by Hydra."),
+        (("--info", "defaults-tree", "task=keypoints"), 0, "task: keypoints"),
+        (("--info", "config"), 0, "Config search path"),
         (("--config-dir", "nowhere"), 2, ""),
         (("--nope",), 2, ""),
     ],

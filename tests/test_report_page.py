@@ -298,6 +298,17 @@ def test_adapters_trained_otherwise_have_a_line_of_their_own(window, tmp_path):
     assert "max_norm=0.05" in window.find_element("css selector", "#details-body table").text
 
 
+def test_settings_of_one_seed_are_a_range_and_not_averaged(window, tmp_path):
+    for number, score in enumerate((0.6, 0.7, 0.9)):  # as of a learning rate
+        write_train_run(tmp_path / "outputs", "galaxy", 16, score=score, hash=str(number) * 10)
+    write_report(collect([tmp_path / "outputs"]), tmp_path / "all", ["html"], ["outputs"])
+    window.get((tmp_path / "all" / "report.html").as_uri())
+    mark = window.execute_script(
+        "return document.querySelector('#figure-alone [data-value]').getAttribute('aria-label')"
+    )
+    assert mark.endswith("\n0.6000 to 0.9000, 3 settings")
+
+
 def test_names_cannot_leave_the_json(window, tmp_path):
     rows = merge_rows(2)
     for row in rows:

@@ -88,9 +88,12 @@ function aloneFigure({ alone }, width) {
     const series = [...places.entries()].map(([place, mine], index) => ({
       name: place, look: style(index), line: true,
       points: [...groups(mine, (row) => row.rank).entries()].sort(([a], [b]) => a - b).map(([rank, same]) => {
-        const { value, deviation: spread, rows: used } = summary(same, "score");
-        return { x: rank, y: value, low: value - spread, high: value + spread, rows: used,
-          text: `${name}, ${rank ? `rank ${rank}` : "head only"} (${place})\n${number(value)} ± ${number(spread)}, ${used.length} runs` };
+        const { value, deviation: spread, rows: used } = summary(same, "score"), scores = used.map((row) => row.score);
+        const several = unique(used.map((row) => row.seed)).length < used.length; // they differ in more than the seed
+        const [low, high] = several ? [Math.min(...scores), Math.max(...scores)] : [value - spread, value + spread];
+        const told = several ? `${number(low)} to ${number(high)}, ${used.length} settings` : `${number(value)} ± ${number(spread)}, ${used.length} runs`;
+        return { x: rank, y: several ? (low + high) / 2 : value, low, high, rows: used,
+          text: `${name}, ${rank ? `rank ${rank}` : "head only"} (${place})\n${told}` };
       }),
     }));
     return element("div", { class: "panel" }, element("b", {}, name, DATA.higher[rows[0].metric] === false ? " (lower is better)" : ""),
