@@ -99,7 +99,8 @@ def config_faults(
     config: DictConfig, schema: type[BaseModel], multirun: bool = False, complete: bool = True
 ) -> dict[str, str]:
     """Faults of one composed config by dotted key."""
-    plain, faults, absent = to_plain(config)
+    plain, interpolated, absent = to_plain(config)
+    faults = dict(interpolated)
     try:
         schema.model_validate(plain)
     except ValidationError as error:
@@ -116,6 +117,10 @@ def config_faults(
             name = text.split(" is missing:", 1)[0].split("=", 1)[0]
             if not any(_touches(name, other) for other in [*faults, *absent]):
                 faults[name] = text
+    for key, text in interpolated.items():
+        referred = text.partition("Interpolation key '")[2].partition("'")[0]
+        if referred and any(referred.startswith(f"{name}.") for name in faults):
+            del faults[key]  # told by what it refers to
     return faults if complete else {key: text for key, text in faults.items() if " is missing:" not in text}
 
 

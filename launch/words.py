@@ -35,6 +35,8 @@ def in_words(schema: type[BaseModel], detail: ErrorDetails, config: dict[str, An
         return key, missing(schema, key)
     options = [option for option in _options(field.annotation) if option] if field else []
     text = f"{key}={show(value)}: must be {described(schema, key)}."
+    if value in options:  # one, where a list of them is asked for
+        return key, f"{text} Did you mean '[{value}]'?"
     return key, text + (nearest(value, options) if isinstance(value, str) else "")
 
 

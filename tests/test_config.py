@@ -160,6 +160,7 @@ FAULTS = [
     ("lora.rank.x=3", "lora.rank={x:3}: must be a whole number, 0 (head only, frozen backbone) or more."),
     ("lora.alpha=0", "lora.alpha=0: must be a number above 0, or null (= rank)."),
     ("lora.targets=[k,w]", "lora.targets=[k,w]: must be a list of q, k, v, proj, mlp, e.g. [k,v]."),
+    ("lora.targets=k", "lora.targets=k: must be a list of q, k, v, proj, mlp, e.g. [k,v]. Did you mean '[k]'?"),
     ("lora.targets=[k,k]", "lora.targets=[k,k]: a target is named twice."),
     ("lora.init_seed=shard", "lora.init_seed=shard: must be shared or per_task. Did you mean 'shared'?"),
     ("optimizer.lr=fast", "optimizer.lr=fast: must be a number above 0, at most 10."),

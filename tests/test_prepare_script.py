@@ -149,6 +149,7 @@ def test_a_sweep_of_sets(tmp_path: Path) -> None:
         (("data=sampl",), ["data=sampl: no such option. Did you mean 'sample'?"]),
         (("data=sample", "sets=[galaxi10]"), ["sets=[galaxi10]: there is no set galaxi10. Did you mean 'galaxy10'?"]),
         (("data=wflw", "sets=[wflw]"), ["sets=[wflw]: only data=all and data=sample have several sets."]),
+        (("data=image_csv", "data.root=x"), ["task is missing: what is learned from this data?"]),
         (("data=image_folder", "data.root=x"), ["task is missing: what is learned from this data?"]),
         (("data=all", "datasets.wflw.boxscale=2"), ["datasets.wflw.boxscale=2: unknown argument of data source Wflw."]),
         (("data=sample", "count=3"), ["count=3: must be a number of examples, 20 to 100000."]),
@@ -158,6 +159,7 @@ def test_faults_are_told(arguments: tuple[str, ...], texts: list[str]) -> None:
     found = faults(*arguments)
     for text in texts:
         assert any(fault.startswith(text) for fault in found), found
+    assert len(found) == len(texts), "and nothing that only follows from them"
 
 
 def test_what_a_refused_option_would_have_set_is_not_called_missing() -> None:
