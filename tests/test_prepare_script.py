@@ -145,7 +145,7 @@ def test_a_sweep_of_sets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        ((), ["data is missing: give data=galaxy10, data=all, data=sample or another."]),
+        ((), ["data is missing: give data=galaxy10, data=all, data=sample or another.", "data.root is missing"]),
         (("data=sampl",), ["data=sampl: no such option. Did you mean 'sample'?"]),
         (("data=sample", "sets=[galaxi10]"), ["sets=[galaxi10]: there is no set galaxi10. Did you mean 'galaxy10'?"]),
         (("data=wflw", "sets=[wflw]"), ["sets=[wflw]: only data=all and data=sample have several sets."]),
