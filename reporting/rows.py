@@ -166,6 +166,7 @@ def backbone_name(card: Mapping[str, Any]) -> str:
 def fill_retention(merges: Iterable[Row], trains: Sequence[Row]) -> Iterator[Row]:
     """The merge rows, those of joint trainings and of heads on the frozen backbone told how the adapters do alone.
 
+    A merge made before a task's head was trained on the frozen backbone is told that head's score.
     A joint row of N tasks is compared with adapters of 1/N of its rank, which merge to the same total; where there are
     none, of its own rank. A head's row becomes one for each rank. Rows stay as they are where not just one adapter has
     the data, backbone, rank, seed and metric.
@@ -177,7 +178,8 @@ def fill_retention(merges: Iterable[Row], trains: Sequence[Row]) -> Iterator[Row
 
     def score(row: Row, rank: int) -> float | None:
         data = row["data"].split("+")  # a joint row names the data of all its members
-        found = [one["score"] for one in alone.get(_measured(row | {"rank": rank}), []) if one["data"] in data]
+        wanted = row | {"rank": rank} | ({} if rank else {"lora": None})
+        found = [one["score"] for one in alone.get(_measured(wanted), []) if one["data"] in data]
         return found[0] if len(found) == 1 else None
 
     def told(row: Row, asked: Iterable[int]) -> Iterator[Row]:
@@ -192,6 +194,8 @@ def fill_retention(merges: Iterable[Row], trains: Sequence[Row]) -> Iterator[Row
             found = [one for rank in ranks for one in told(row | {"rank": rank}, [rank])]
         elif method == JOINT:
             found = list(told(row, [row["rank"] // row["tasks"], row["rank"]]))[:1]
+        elif row["single"] is not None and row["head_only"] is None:
+            found = [row | {"head_only": score(row, 0)}]
         yield from found or [row]
 
 

@@ -143,6 +143,16 @@ def test_a_merges_other_metrics_are_rows_of_their_own(tmp_path):
     assert reason == "scored on the val split; a report holds test scores"
 
 
+def test_a_head_trained_after_a_merge_reaches_its_rows(tmp_path):
+    rows = [row | {"head_only": None} for row in merge_rows(2)]
+    write_merge_run(tmp_path, rows)
+    assert {row["head_only"] for row in collect([tmp_path]).merges} == {None}
+    first = rows[0]
+    write_train_run(tmp_path, first["task"], 0, first["seed"], score=0.625)
+    found = {(row["set"], row["task"], row["head_only"]) for row in collect([tmp_path]).merges}
+    assert found == {(row["set"], row["task"], 0.625 if row["task"] == first["task"] else None) for row in rows}
+
+
 def test_a_joint_training_stands_beside_the_merges(tmp_path):
     write_train_run(tmp_path, "galaxy", 16, score=0.8, metrics={"accuracy": 0.8, "macro_f1": 0.7})
     parts = {
