@@ -1,5 +1,7 @@
 """A tiny Vision Transformer and what hangs on it; nothing is fetched."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -41,6 +43,14 @@ class AppleTensor(torch.Tensor):
 
     def cpu(self):
         return self.as_subclass(torch.Tensor)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Outputs with the finished adapters of ``train_members``."""
+    from tests.merge_runs import train_members  # which reads the sizes above
+
+    return train_members(tmp_path_factory.mktemp("members"))
 
 
 @pytest.fixture

@@ -17,12 +17,7 @@ from merging import distill as module
 from merging.methods import Outcome, merge_function
 from merging.model import load
 from merging.run import open_bench
-from tests.merge_runs import command, merge_config, merge_here, train_members
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_members(tmp_path_factory.mktemp("members"))
+from tests.merge_runs import command, merge_config, merge_here
 
 
 @pytest.fixture(autouse=True)

@@ -19,12 +19,7 @@ from merging.features import read_features
 from merging.methods import Outcome, merge_function
 from merging.realign import VIEWS
 from merging.run import open_bench
-from tests.merge_runs import command, merge_config, merge_here, train_members
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_members(tmp_path_factory.mktemp("members"))
+from tests.merge_runs import command, merge_config, merge_here
 
 
 def test_the_ladder_ends_at_the_first_rung_that_holds(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
