@@ -62,9 +62,11 @@ def test_a_model_that_scores_nothing_leaves_the_upper_end_open() -> None:
     assert retention_interval(task, wrong, near, target) == (float("inf"), float("inf"))
     wrong[0] = torch.nn.functional.one_hot(target[0], 4)  # one right answer, which a third of the samples miss
     low, high = retention_interval(task, wrong, near, target)
-    seldom = retention_interval(task, wrong, wrong, target)
     assert 1 < low < high == float("inf")
-    assert seldom == (1.0, 1.0)
+    assert retention_interval(task, wrong, wrong, target) == (1.0, 1.0)
+    wrong[:5] = torch.nn.functional.one_hot(target[:5], 4)  # which one sample in two hundred misses
+    low, high = retention_interval(task, wrong, near, target)
+    assert 1 < low < high < float("inf")
 
 
 def test_the_interval_holds_what_it_is_drawn_around() -> None:
