@@ -84,6 +84,15 @@ def _realigned(merge: Any, realign: Any, advise: Any) -> Iterator[str]:
     )
 
 
+def _branched_choice(merge: Any, branch_at: Any, advise: Any) -> Iterator[str]:
+    """Of merges that are chosen by what one shared pass keeps, and would then be branched."""
+    if branch_at is not None and advise is not True and isinstance(merge, dict) and "keep" in merge:
+        yield (
+            f"branch_at={branch_at}: the ladder foretells a merge of one pass. Branch the rung that it takes "
+            f"(column choice), or see advise=true branch_at={branch_at}."
+        )
+
+
 def _merges(merge: Any) -> Iterator[str]:
     """Of merges that try others by name."""
     for key in ("rungs", "candidates"):
@@ -227,6 +236,7 @@ class MergeConfig(Strict):
         (("sweep.sizes", "sweep.of", "sweep.including"), _sizes),
         (("merge", "branch", "sets", "tasks", "sweep.sizes", "sweep.of"), _names),
         (("merge", "realign", "advise"), _realigned),
+        (("merge", "branch_at", "advise"), _branched_choice),
         (("merge",), _merges),
     )
 

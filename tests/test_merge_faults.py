@@ -27,6 +27,10 @@ def faults(*given: str) -> list[str]:
         (["merge=ladder", "merge.rungs=[{svd:{rank:2}},{tsw:{rank:2}}]", "realign=deep"], "there is no merge tsw."),
         (["merge=search", "merge.candidates=[cta]", "realign=deep"], "there is no merge cta. Did you mean 'cat'?"),
         (["merge=ladder"], "realign=none: the merge is chosen by what is left after realign=deep."),
+        (
+            ["merge=ladder", "realign=deep", "branch_at=2"],
+            "branch_at=2: the ladder foretells a merge of one pass.",
+        ),
         (["backbone.weights=nope.safetensors"], "backbone.weights=nope.safetensors: no such file (looked in"),
         (["merge=search", "realign=[none,linear]"], "realign=[none,linear]: the merge is chosen by"),
     ],
@@ -57,9 +61,10 @@ def test_a_sweep_of_nothing_is_a_fault(given: list[str], fault: str) -> None:
 
 @pytest.mark.parametrize("method", ["cat", "ladder", "search"])
 def test_shipped_merges_have_no_fault(method: str) -> None:
+    branched = [] if method == "ladder" else ["branch=[c]", "branch_at=1"]
     for given in (
         ["tasks=[a,b]"],
         ["sweep=pairs", "sweep.of=[a,b,c]"],
-        ["sets=[[a,b],[b,c]]", "branch=[c]", "branch_at=1"],
+        ["sets=[[a,b],[b,c]]", *branched],
     ):
         assert faults(f"merge={method}", "realign=[none,deep]", "merge.weights={b:{blocks.1:0.5}}", *given) == []
