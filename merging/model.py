@@ -23,17 +23,16 @@ from torch import Tensor
 
 from datamodules.datamodule import normalize
 from launch.bundles import CARD
-from launch.errors import AdapterError, WeightsError
+from launch.errors import AdapterError
 from launch.files import atomic_folder
-from launch.schema import Backbone
 from lightning_modules.backbone import create_backbone, fingerprint
-from lightning_modules.building import plain_backbone
 from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.tasks import Task
 from merging.bundle import BASE, MEMBERS, read_parts, read_tensors, save_merged
 from merging.evaluate import Merged
 from merging.features import TokenReader, class_token
 from merging.fold import folded_state
+from merging.frozen_backbone import backbone_of
 from merging.members import Member, read_member
 from merging.methods import Outcome, merge_members, needs_images
 from merging.views import View, check_name, read_card, read_view
@@ -263,18 +262,8 @@ def _task(name: str, told: Mapping[str, Any], folder: Path) -> Task:
 
 def _load_adapter(folder: Path, weights: str | None, cache: Path) -> AnsweringModel:
     member = read_member(folder)
-    made, config = member.bundle.card["backbone"], member.bundle.card.get("config") or {}
-    source = weights or (config.get("backbone") or {}).get("weights", "hub")
-    described = Backbone(name=made["name"], weights=source, image_size=made["image_size"])
-    try:
-        frozen, told = plain_backbone(described, cache)
-    except WeightsError as error:
-        raise WeightsError(f"{folder} needs its backbone {made['name']}: {error}") from error
-    if told["fingerprint"] != made["fingerprint"]:
-        raise AdapterError(
-            f"The backbone {made['name']} with weights {source} (fingerprint {told['fingerprint'][:12]}) is not "
-            f"the one that {folder} was trained on ({made['fingerprint'][:12]}). Give backbone.weights=FILE."
-        )
+    made = member.bundle.card["backbone"]
+    frozen, _, _ = backbone_of(member.bundle, weights, cache)
     state, base = folded_state(frozen, member.delta)
     frozen.load_state_dict(state)
     pretrained = timm.get_pretrained_cfg(made["name"]) or PretrainedCfg()

@@ -23,8 +23,7 @@ from launch.labels import digest, lora_settings
 from launch.merge_schema import MergeConfig
 from launch.progress import track
 from launch.runs import Run
-from launch.schema import Backbone as BackboneConfig
-from lightning_modules.building import autocast_type, chosen_device, plain_backbone
+from lightning_modules.building import autocast_type, chosen_device
 from lightning_modules.examples import log_examples
 from lightning_modules.model import MLPHead
 from lightning_modules.tracking import log_summary, log_table, open_loggers
@@ -32,6 +31,7 @@ from merging.branch import Branching
 from merging.bundle import save_merged
 from merging.evaluate import COLUMNS, FURTHER, PREDICTED, Merged, merge_set, predict_set, score_set
 from merging.examples import save_merged_examples
+from merging.frozen_backbone import backbone_of
 from merging.members import Member, read_member
 from merging.methods import merge_function
 from merging.paired import retention_text
@@ -246,17 +246,9 @@ def _open(
             )
     check_alike(list(members.values()))
     first = next(iter(members.values())).bundle
-    made = first.card["backbone"]
-    source = weights or (first.card.get("config") or {}).get("backbone", {}).get("weights", "hub")
-    described = BackboneConfig(name=made["name"], weights=source, image_size=made["image_size"])
-    backbone, card = plain_backbone(described, Path(cache))
-    if card["fingerprint"] != made["fingerprint"]:
-        raise AdapterError(
-            f"The backbone {made['name']} with weights {source} (fingerprint {card['fingerprint'][:12]}) is not the "
-            f"one that {first.path} was trained on ({made['fingerprint'][:12]}). Give backbone.weights=FILE."
-        )
+    backbone, card, anew = backbone_of(first, weights, Path(cache))
     dtype = autocast_type(precision, device.type)
-    pretrained = timm.get_pretrained_cfg(made["name"]) or PretrainedCfg()
+    pretrained = timm.get_pretrained_cfg(card["name"]) or PretrainedCfg()
     places = dict(roots)
     data = {
         task: open_images(member, Path(cache), pretrained.mean, pretrained.std, places.get(task))
@@ -265,7 +257,7 @@ def _open(
     heads = {task: head for task, path, _ in alone if (head := _head_only(Path(path), members[task])) is not None}
     card |= {"mean": pretrained.mean, "std": pretrained.std}
     bench = Workbench(backbone, members, data, device, dtype)
-    return Bench(bench, heads, card, lambda: plain_backbone(described, Path(cache))[0])
+    return Bench(bench, heads, card, anew)
 
 
 def _head_only(path: Path, member: Member) -> MLPHead | None:
