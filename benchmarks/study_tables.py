@@ -2,9 +2,9 @@
 
 Reads the folder's result rows (``merges_*.csv``, ``table1.csv``) and writes ``study_tables.md``, ``methods.md``
 and the table of merges and readouts, ``realigned.md``, there. ``--tasks FILE`` says which of our tasks stands in for
-which of the study's; ``--page docs/measured.md`` puts the lines of some merges (``--methods``) into that page. Ours
-are measured on other data, so what compares is the share that is left of each adapter's own score ("of alone"), not the
-score.
+which of the study's; ``--page docs/measured.md`` puts the lines of some merges into that page, ``--summary
+docs/merging.md`` what users choose from into that one. Ours are measured on other data, so what compares is the share
+that is left of each adapter's own score ("of alone"), not the score.
 """
 
 import argparse
@@ -23,7 +23,14 @@ from matplotlib.figure import Figure
 from launch.files import atomic_write
 from reporting.figures import COLORS, STYLE
 from reporting.load import collect
-from reporting.realigned import kinds_of_sets, merges_of, realigned_markdown, with_lines
+from reporting.realigned import (
+    kinds_of_sets,
+    merges_of,
+    realigned_markdown,
+    summary_markdown,
+    with_lines,
+    with_summary,
+)
 from reporting.rows import STUDY_METHOD, Collected, Row, higher_is_better, method_label
 from reporting.study import TITLES, Number, study_numbers
 from reporting.tables import NONE, PERCENT, Cell, Table, format_score, to_markdown
@@ -43,6 +50,16 @@ SHOWN = (
     "knots_ties",
     "tsv",
     "frozen",
+)
+WAYS = (  # on the page for users
+    ("cat", "none"),
+    ("cat", "deep"),
+    ("tsv", "deep"),
+    ("tsv", "head"),
+    ("regress", "none"),
+    ("regress", "deep"),
+    ("distill", "none"),
+    ("distill", "deep"),
 )
 
 
@@ -258,7 +275,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="folder of the CSV files")
     parser.add_argument("--tasks", type=Path, default=TASKS, help="YAML: the study's task to ours")
     parser.add_argument("--page", type=Path, help="a Markdown page whose table of merges is made anew")
-    parser.add_argument("--methods", default=",".join(SHOWN), help="the merges on that page, with commas")
+    parser.add_argument("--summary", type=Path, help="a Markdown page whose table of ways to merge is made anew")
     parser.add_argument("--draw", type=Path, help="an SVG of every member's retention")
     parser.add_argument("--rank", type=int, default=16, help="that is drawn")
     options = parser.parse_args()
@@ -272,7 +289,10 @@ def main() -> None:
     atomic_write(options.results / "realigned.md", realigned)
     if options.page:
         page = options.page.read_text(encoding="utf-8")
-        atomic_write(options.page, with_lines(page, realigned, options.methods.split(",")))
+        atomic_write(options.page, with_lines(page, realigned, SHOWN))
+    if options.summary:
+        page = options.summary.read_text(encoding="utf-8")
+        atomic_write(options.summary, with_summary(page, summary_markdown(found, stands_for, WAYS)))
     drawn = draw_members(found, stands_for.values(), options.rank) if options.draw else None
     if drawn is not None:
         atomic_write(options.draw, drawn)

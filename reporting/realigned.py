@@ -2,7 +2,7 @@
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from reporting.tables import NONE
 REALIGNS = ("none", "linear", "deep", "head")  # the columns raw, linear, deep and head
 _TIMED = ("deep", "head", "linear", "none")  # whose seconds are told: the first that was measured
 _COLUMNS = "raw | linear | deep | head |"
+SUMMARY = "| set | rank | `"  # how the line of its headings starts
 HEAD = f"| set | rank | merge | seeds | images | seconds | {_COLUMNS}"
 
 
@@ -51,7 +52,6 @@ def realigned_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
     Args:
         stands_for: the study's task to ours.
     """
-    tasks = set(stands_for.values())
     told = [
         "# What merging keeps, with and without realigned heads",
         "Mean / lowest retention over all members of all sets of the named kind and all seeds. In brackets, of the "
@@ -62,28 +62,14 @@ def realigned_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
         "their own line; seconds are the median of what a set took with the deep readout, of one core of a machine "
         "that did other work, too.",
     ]
-    larger = {row["task"] for row in found.merges if tasks < set(row["set"].split("+"))}
-    rows = [
-        row
-        for row in merges_of(found, tasks | larger)
-        if row["retention"] is not None and (row["tasks"] > len(tasks) or tasks.issuperset(row["set"].split("+")))
-    ]
-    kinds = kinds_of_sets(stands_for, {row["tasks"] for row in rows})
-    for backbone in sorted({row["backbone"] for row in rows}):
+    for backbone in sorted({row["backbone"] for row in found.merges}):
         lines = [HEAD, "|---|---|---|---|---|---|---|---|---|---|"]
         differences = [f"| set | rank | merge | {_COLUMNS}", "|---|---|---|---|---|---|---|"]
-        for kind, (size, belongs) in kinds.items():
-            drawn_from = sorted(tasks) if size <= len(tasks) else sorted(tasks | larger)
-            there = sum(belongs(names) for names in itertools.combinations(drawn_from, size)) * size
-            own = [
-                row
-                for row in rows
-                if (row["backbone"], row["tasks"]) == (backbone, size) and belongs(row["set"].split("+"))
-            ]
-            for rank in sorted({row["rank"] for row in own}):
-                some = [row for row in own if row["rank"] == rank]
-                lines += _realigned_lines(f"| {kind} | {rank}", some, there)
-                differences += _difference_lines(f"| {kind} | {rank}", some)
+        for start, some, there in _by_kind(found, stands_for, backbone):
+            lines += _realigned_lines(start, some, there)
+            differences += _difference_lines(start, some)
+        if len(lines) == 2:
+            continue
         told += [
             f"## `{backbone}`", "\n".join(lines), f"### Against `{STUDY_METHOD}`",
             f"Mean difference of retention to `{STUDY_METHOD}` with the same readout, over the members that both were "
@@ -92,6 +78,65 @@ def realigned_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
             "\n".join(differences),
         ]  # fmt: skip
     return "\n\n".join(told) + "\n"
+
+
+def summary_markdown(found: Collected, stands_for: Mapping[str, str], ways: Sequence[tuple[str, str]]) -> str:
+    """A line for each kind of set and rank, a column for each way to merge: what users choose from.
+
+    Mean and lowest retention, and who lost, over all members and seeds that a way was measured on; merges as their yaml
+    ships them or, where that was measured on more members, with other settings. Of adapters trained by default.
+
+    Args:
+        stands_for: the study's task to ours.
+        ways: merge and realignment; a line is left out where none but one of them was measured.
+    """
+    names = [f"`{merge}` {'raw' if realign == 'none' else realign}" for merge, realign in ways]
+    lines = [f"| set | rank | {' | '.join(names)} |", "|---" * (len(ways) + 2) + "|"]
+    for backbone in sorted({row["backbone"] for row in found.merges}):
+        for start, some, _ in _by_kind(found, stands_for, backbone):
+            plain = [row for row in some if not row.get("lora")]
+            cells = [_kept(_most_measured(plain, merge, realign)) for merge, realign in ways]
+            if len(cells) - cells.count(NONE) > 1:
+                lines.append(f"{start} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def with_summary(page: str, summary: str) -> str:
+    """A page with its ``summary_markdown`` made anew."""
+    before, _, rest = page.partition(SUMMARY)
+    _, blank, after = rest.partition("\n\n")
+    return before + summary + blank + after
+
+
+def _by_kind(found: Collected, stands_for: Mapping[str, str], backbone: str) -> Iterator[tuple[str, list[Row], int]]:
+    """For each kind of set and rank the start of its lines, its rows, and how many members all such sets have."""
+    tasks = set(stands_for.values())
+    larger = {row["task"] for row in found.merges if tasks < set(row["set"].split("+"))}
+    rows = [
+        row
+        for row in merges_of(found, tasks | larger)
+        if row["retention"] is not None and (row["tasks"] > len(tasks) or tasks.issuperset(row["set"].split("+")))
+    ]
+    for kind, (size, belongs) in kinds_of_sets(stands_for, {row["tasks"] for row in rows}).items():
+        drawn_from = sorted(tasks) if size <= len(tasks) else sorted(tasks | larger)
+        there = sum(belongs(names) for names in itertools.combinations(drawn_from, size)) * size
+        own = [
+            row
+            for row in rows
+            if (row["backbone"], row["tasks"]) == (backbone, size) and belongs(row["set"].split("+"))
+        ]
+        for rank in sorted({row["rank"] for row in own}):
+            yield f"| {kind} | {rank}", [row for row in own if row["rank"] == rank], there
+
+
+def _most_measured(rows: Iterable[Row], merge: str, realign: str) -> list[Row]:
+    """Of one merge's settings those that most members were measured with; of several, the shortest named."""
+    by_settings: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["realign"] == realign and row["method"].partition("(")[0] == merge:
+            by_settings.setdefault(row["method"], []).append(row)
+    found = [_of_most_images(some) for _, some in sorted(by_settings.items(), key=lambda item: len(item[0]))]
+    return max(found, key=len, default=[])
 
 
 def with_lines(page: str, table: str, methods: Iterable[str]) -> str:

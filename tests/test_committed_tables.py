@@ -24,16 +24,13 @@ def assert_as_committed(results: Path, *names: str) -> None:
         assert (results / name).read_bytes() == (DOCS / "results" / name).read_bytes(), name
 
 
-@pytest.mark.parametrize(
-    ("page", "methods"),
-    [("measured.md", []), ("merging.md", ["--methods", "cat,tsv,regress,distill,joint"])],
-)
-def test_tables_of_merges(results: Path, monkeypatch: pytest.MonkeyPatch, page: str, methods: list[str]) -> None:
-    copy = shutil.copy(DOCS / page, results.parent / page)
-    monkeypatch.setattr(sys, "argv", ["study_tables.py", str(results), "--page", str(copy), *methods])
+def test_tables_of_merges(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, summary = (shutil.copy(DOCS / name, results.parent / name) for name in ("measured.md", "merging.md"))
+    monkeypatch.setattr(sys, "argv", ["study_tables.py", str(results), "--page", str(page), "--summary", str(summary)])
     study_tables.main()
     assert_as_committed(results, "study_tables.md", "methods.md", "realigned.md")
-    assert copy.read_text(encoding="utf-8") == (DOCS / page).read_text(encoding="utf-8")
+    for copy in (page, summary):
+        assert copy.read_text(encoding="utf-8") == (DOCS / copy.name).read_text(encoding="utf-8")
 
 
 def test_why_members_lose(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:

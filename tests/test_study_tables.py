@@ -13,7 +13,7 @@ from benchmarks.collect_rows import earlier_rows
 from benchmarks.collect_rows import main as collect_rows
 from benchmarks.study_tables import TASKS, draw_members, methods_markdown, study_markdown
 from reporting.load import collect
-from reporting.realigned import HEAD, realigned_markdown, with_lines
+from reporting.realigned import HEAD, realigned_markdown, summary_markdown, with_lines, with_summary
 from reporting.rows import Collected, merge_row, train_rows
 from reporting.tables import NONE
 from tests.report_rows import write_csv, write_train_run
@@ -169,6 +169,26 @@ def test_a_page_shows_the_lines_of_some_merges_and_keeps_its_words() -> None:
     assert [line[2] for line in lines(made, "pairs")] == ["`gram` (1 of 30)"]
     assert "old line" not in made
     assert with_lines(made, table, ["gram", "tsv"]) == made
+
+
+def test_users_choose_from_a_line_for_each_kind_of_set() -> None:
+    pair, triple = "land+stars", "dots+land+stars"
+    text = summary_markdown(
+        found(
+            row("stars", pair, 0.4), row("stars", pair, 0.8, seed=1, retention_low=0.4, retention_high=0.9),
+            row("stars", pair, 0.1, lora="max_norm=0.1"), row("stars", pair, 0.1, realign="deep"),
+            row("stars", pair, 0.64, method="distill", realign="deep"),  # of fewer members than with other settings
+            *(row(task, pair, 0.72, method="distill(steps=9)", realign="deep") for task in pair.split("+")),
+            row("stars", triple, 0.8),  # by one way alone
+        ),
+        STANDS, [("cat", "none"), ("tsv", "head"), ("distill", "deep")],
+    )  # fmt: skip
+    assert lines(text, "set") == [["set", "rank", "`cat` raw", "`tsv` head", "`distill` deep"]]
+    assert lines(text, "pairs", "16") == [["pairs", "16", "0.750 / 0.50 (1 of 1)", NONE, "0.900 / 0.90"]]
+    assert len(text.splitlines()) == 3
+    page = with_summary("Before.\n\n| set | rank | `old` |\n|---|\n| pairs | 4 |\n\nAfter.\n", text)
+    assert page == f"Before.\n\n{text}\n\nAfter.\n"
+    assert with_summary(page, text) == page
 
 
 def test_differences_are_of_the_same_members_and_their_interval_of_whole_sets() -> None:
