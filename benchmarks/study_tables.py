@@ -2,9 +2,9 @@
 
 Reads the folder's result rows (``merges_*.csv``, ``table1.csv``) and writes ``study_tables.md``, ``methods.md``
 and the table of merges and readouts, ``realigned.md``, there. ``--tasks FILE`` says which of our tasks stands in for
-which of the study's; ``--page docs/measured.md`` puts the lines of some merges into that page, ``--summary
-docs/merging.md`` what users choose from into that one. Ours are measured on other data, so what compares is the share
-that is left of each adapter's own score ("of alone"), not the score.
+which of the study's; ``--page docs/measured.md`` puts the lines of some merges and the missed targets into that page,
+``--summary docs/merging.md`` what users choose from into that one. Ours are measured on other data, so what compares is
+the share that is left of each adapter's own score ("of alone"), not the score.
 """
 
 import argparse
@@ -24,12 +24,15 @@ from launch.files import atomic_write
 from reporting.figures import COLORS, STYLE
 from reporting.load import collect
 from reporting.realigned import (
+    SUMMARY,
+    TARGETS,
     kinds_of_sets,
     merges_of,
     realigned_markdown,
     summary_markdown,
+    targets_markdown,
     with_lines,
-    with_summary,
+    with_table,
 )
 from reporting.rows import STUDY_METHOD, Collected, Row, higher_is_better, method_label
 from reporting.study import TITLES, Number, study_numbers
@@ -61,6 +64,10 @@ WAYS = (  # on the page for users
     ("distill", "none"),
     ("distill", "deep"),
 )
+KEEP = {
+    "": {2: 0.96, 3: 0.95, 6: 0.92},
+    "distill": {2: 0.99, 3: 0.98, 6: 0.98, 10: 0.96},
+}  # targets, by size of the set
 
 
 def study_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:
@@ -289,10 +296,11 @@ def main() -> None:
     atomic_write(options.results / "realigned.md", realigned)
     if options.page:
         page = options.page.read_text(encoding="utf-8")
-        atomic_write(options.page, with_lines(page, realigned, SHOWN))
+        targets = targets_markdown(found, stands_for, [*WAYS[1:], ("cat", "head"), ("regress", "head")], KEEP)
+        atomic_write(options.page, with_table(with_lines(page, realigned, SHOWN), TARGETS, targets))
     if options.summary:
         page = options.summary.read_text(encoding="utf-8")
-        atomic_write(options.summary, with_summary(page, summary_markdown(found, stands_for, WAYS)))
+        atomic_write(options.summary, with_table(page, SUMMARY, summary_markdown(found, stands_for, WAYS)))
     drawn = draw_members(found, stands_for.values(), options.rank) if options.draw else None
     if drawn is not None:
         atomic_write(options.draw, drawn)

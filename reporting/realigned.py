@@ -12,7 +12,7 @@ from reporting.tables import NONE
 REALIGNS = ("none", "linear", "deep", "head")  # the columns raw, linear, deep and head
 _TIMED = ("deep", "head", "linear", "none")  # whose seconds are told: the first that was measured
 _COLUMNS = "raw | linear | deep | head |"
-SUMMARY = "| set | rank | `"  # how the line of its headings starts
+SUMMARY, TARGETS = "| set | rank | `", "| tasks | rank | merge | target |"  # how the lines of headings start
 HEAD = f"| set | rank | merge | seeds | images | seconds | {_COLUMNS}"
 
 
@@ -90,7 +90,7 @@ def summary_markdown(found: Collected, stands_for: Mapping[str, str], ways: Sequ
         stands_for: the study's task to ours.
         ways: merge and realignment; a line is left out where none but one of them was measured.
     """
-    names = [f"`{merge}` {'raw' if realign == 'none' else realign}" for merge, realign in ways]
+    names = [f"`{merge}` {_short(realign)}" for merge, realign in ways]
     lines = [f"| set | rank | {' | '.join(names)} |", "|---" * (len(ways) + 2) + "|"]
     for backbone in sorted({row["backbone"] for row in found.merges}):
         for start, some, _ in _by_kind(found, stands_for, backbone):
@@ -101,11 +101,47 @@ def summary_markdown(found: Collected, stands_for: Mapping[str, str], ways: Sequ
     return "\n".join(lines)
 
 
-def with_summary(page: str, summary: str) -> str:
-    """A page with its ``summary_markdown`` made anew."""
-    before, _, rest = page.partition(SUMMARY)
+def targets_markdown(
+    found: Collected,
+    stands_for: Mapping[str, str],
+    ways: Sequence[tuple[str, str]],
+    targets: Mapping[str, Mapping[int, float]],
+) -> str:
+    """How many members of all sets of a size miss a target, and how many the test set shows to miss it.
+
+    Members are those whose 95 % interval is known, of adapters trained by default, all seeds.
+
+    Args:
+        stands_for: the study's task to ours.
+        ways: merge and realignment.
+        targets: the retention that each member should keep, by merge ("": of all others) and size of the set.
+    """
+    lines = [f"{TARGETS} members | below it | interval below it | of which |", "|---" * 8 + "|"]
+    for backbone in sorted({row["backbone"] for row in found.merges}):
+        by_size: dict[tuple[int, int], list[Row]] = {}
+        for _, some, _ in _by_kind(found, stands_for, backbone):
+            for row in some:
+                if not row.get("lora") and row.get("retention_high") is not None:
+                    by_size.setdefault((row["tasks"], row["rank"]), []).append(row)
+        for (size, rank), rows in sorted(by_size.items()):
+            for merge, realign in sorted(ways):
+                own = _most_measured(rows, merge, realign)
+                target = targets.get(merge, targets[""]).get(size)
+                if own and target is not None:
+                    missed = sorted(row["task"] for row in own if row["retention_high"] < target)
+                    named = ", ".join(f"{task} {missed.count(task)}" for task in dict.fromkeys(missed))
+                    lines.append(
+                        f"| {size} | {rank} | `{merge}` {_short(realign)} | {target} | {len(own)} | "
+                        f"{sum(row['retention'] < target for row in own)} | {len(missed)} | {named or NONE} |"
+                    )
+    return "\n".join(lines)
+
+
+def with_table(page: str, start: str, table: str) -> str:
+    """A page with the table whose headings begin with ``start`` made anew."""
+    before, _, rest = page.partition(start)
     _, blank, after = rest.partition("\n\n")
-    return before + summary + blank + after
+    return before + table + blank + after
 
 
 def _by_kind(found: Collected, stands_for: Mapping[str, str], backbone: str) -> Iterator[tuple[str, list[Row], int]]:
@@ -127,6 +163,10 @@ def _by_kind(found: Collected, stands_for: Mapping[str, str], backbone: str) -> 
         ]
         for rank in sorted({row["rank"] for row in own}):
             yield f"| {kind} | {rank}", [row for row in own if row["rank"] == rank], there
+
+
+def _short(realign: str) -> str:
+    return "raw" if realign == "none" else realign
 
 
 def _most_measured(rows: Iterable[Row], merge: str, realign: str) -> list[Row]:

@@ -13,7 +13,15 @@ from benchmarks.collect_rows import earlier_rows
 from benchmarks.collect_rows import main as collect_rows
 from benchmarks.study_tables import TASKS, draw_members, methods_markdown, study_markdown
 from reporting.load import collect
-from reporting.realigned import HEAD, realigned_markdown, summary_markdown, with_lines, with_summary
+from reporting.realigned import (
+    HEAD,
+    SUMMARY,
+    realigned_markdown,
+    summary_markdown,
+    targets_markdown,
+    with_lines,
+    with_table,
+)
 from reporting.rows import Collected, merge_row, train_rows
 from reporting.tables import NONE
 from tests.report_rows import write_csv, write_train_run
@@ -186,9 +194,27 @@ def test_users_choose_from_a_line_for_each_kind_of_set() -> None:
     assert lines(text, "set") == [["set", "rank", "`cat` raw", "`tsv` head", "`distill` deep"]]
     assert lines(text, "pairs", "16") == [["pairs", "16", "0.750 / 0.50 (1 of 1)", NONE, "0.900 / 0.90"]]
     assert len(text.splitlines()) == 3
-    page = with_summary("Before.\n\n| set | rank | `old` |\n|---|\n| pairs | 4 |\n\nAfter.\n", text)
+    page = with_table("Before.\n\n| set | rank | `old` |\n|---|\n| pairs | 4 |\n\nAfter.\n", SUMMARY, text)
     assert page == f"Before.\n\n{text}\n\nAfter.\n"
-    assert with_summary(page, text) == page
+    assert with_table(page, SUMMARY, text) == page
+
+
+def test_a_target_is_missed_for_sure_only_where_the_interval_ends_below_it() -> None:
+    pair = "land+stars"
+    ends = {"retention_low": 0.5}
+    text = targets_markdown(
+        found(
+            row("stars", pair, 0.72, retention_high=0.94, **ends), row("land", pair, 0.72, retention_high=0.96, **ends),
+            row("stars", pair, 0.4, retention_high=0.6, lora="max_norm=0.1", **ends),
+            row("dots", "dots+stars", 0.1),  # without an interval nothing is told
+            *(row(task, pair, 0.76, method="distill", retention_high=0.98, **ends) for task in pair.split("+")),
+        ),
+        STANDS, [("cat", "none"), ("distill", "none"), ("tsv", "deep")], {"": {2: 0.95}, "distill": {2: 0.99}},
+    )  # fmt: skip
+    assert lines(text, "2") == [
+        ["2", "16", "`cat` raw", "0.95", "2", "2", "1", "stars 1"],
+        ["2", "16", "`distill` raw", "0.99", "2", "2", "2", "land 1, stars 1"],
+    ]
 
 
 def test_differences_are_of_the_same_members_and_their_interval_of_whole_sets() -> None:
