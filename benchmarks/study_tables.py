@@ -64,10 +64,10 @@ WAYS = (  # on the page for users
     ("distill", "none"),
     ("distill", "deep"),
 )
-KEEP = {
+KEEP = {  # what each member should keep, by merge ("": of all others) and size of the set
     "": {2: 0.96, 3: 0.95, 6: 0.92},
     "distill": {2: 0.99, 3: 0.98, 6: 0.98, 10: 0.96},
-}  # targets, by size of the set
+}
 
 
 def study_markdown(found: Collected, stands_for: Mapping[str, str]) -> str:

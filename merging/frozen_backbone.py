@@ -28,8 +28,8 @@ def backbone_of(
         AdapterError: these are other weights.
         WeightsError: they cannot be had.
     """
-    made = bundle.card["backbone"]
-    source = weights or (bundle.card.get("config") or {}).get("backbone", {}).get("weights", "hub")
+    made, config = bundle.card["backbone"], bundle.card.get("config") or {}
+    source = weights or (config.get("backbone") or {}).get("weights", "hub")
     described = Backbone(name=made["name"], weights=source, image_size=made["image_size"])
     try:
         backbone, card = plain_backbone(described, cache)

@@ -1,4 +1,4 @@
-"""The table of all merges, raw and after each readout, and their differences to concatenation, in Markdown."""
+"""Tables of merges and readouts in Markdown: all of them, what users choose from, and targets missed."""
 
 import itertools
 import statistics

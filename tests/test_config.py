@@ -1,7 +1,5 @@
 """The checking of commands: every shipped yaml is good, and every fault is told in plain words."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ from launch import checks
 from launch.compose import Composer
 from launch.config import find_faults, first_config, validated
 from launch.schema import TrainConfig
-from launch.signature import arguments
 from launch.values import to_plain
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -398,43 +395,6 @@ def test_a_broken_recipe_is_named_and_the_rest_still_checked(tmp_path):
     )
     assert found["gone"][1:] == [alpha]
     assert len(found["yaml"]) == 2
-
-
-def test_trainer_signature_is_lightnings():
-    import lightning as L  # what the source text is compared with
-
-    signature = checks.trainer_signature()
-    accepted = set(L.Trainer.__init__.__wrapped__.__kwdefaults__)
-    assert set(signature) == accepted
-    assert signature["max_epochs"].kinds == {"int", "null"}
-    assert signature["limit_train_batches"].allows(1)
-    assert not signature["limit_train_batches"].allows("x")
-
-
-def test_signature_of_a_class_without_init_is_its_bases(tmp_path):
-    (tmp_path / "pack").mkdir()
-    base = "class Base:\n    def __init__(self, root: 'str | Path', *, size: int | None = None, any=3): ...\n"
-    (tmp_path / "pack" / "base.py").write_text(base)
-    (tmp_path / "pack" / "one.py").write_text("from pack.base import Base\nclass One(Base): ...\n")
-    found = arguments(tmp_path / "pack" / "one.py", "One")
-    assert found is not None
-    assert {name: (argument.kinds, argument.required) for name, argument in found.items()} == {
-        "root": ({"str"}, True), "size": ({"int", "null"}, False), "any": (None, False),
-    }  # fmt: skip
-    assert arguments(tmp_path / "pack" / "one.py", "Two") is None
-
-
-def test_checking_imports_nothing_heavy():
-    script = (
-        "import sys\nfrom pathlib import Path\nimport launch.app\n"
-        "from launch.compose import Composer\nfrom launch.config import find_faults\n"
-        "from launch.schema import TrainConfig\n"
-        "composer = Composer('train', Path('conf'))\n"
-        "find_faults(composer, TrainConfig, composer.parse(['lora.rnk=8'], False), False)\n"
-        "print(sorted({'torch', 'lightning', 'pandas', 'wandb', 'timm', 'numpy'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
 
 
 def test_validated_model_of_a_composed_config(composer):
