@@ -80,11 +80,13 @@ def _run(
     hydra.version.setbase(HYDRA_VERSION)
     if arguments.multirun and (arguments.cfg or arguments.info or arguments.shell_completion):
         raise CommandError("-m runs a sweep, and --cfg, --info and --shell-completion show one job: leave one out.")
-    if arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion:
-        return _let_hydra(script, conf, arguments, arguments.overrides)
     conf = Path(arguments.config_path).absolute() if arguments.config_path else conf
     made = functools.partial(Composer, script, conf, arguments.config_dir, arguments.config_name)
+    if arguments.hydra_help or arguments.info or arguments.shell_completion:
+        return _let_hydra(script, conf, arguments, arguments.overrides)
     composer = made()
+    if arguments.help:
+        return _let_hydra(script, conf, arguments, [*arguments.overrides, _help_template(composer)])
     overrides = composer.quoted(arguments.overrides)
     multirun = arguments.multirun or "hydra.mode=MULTIRUN" in overrides
     if multirun and not any(text.startswith("hydra/sweeper=") for text in overrides):
@@ -140,6 +142,15 @@ def _let_hydra(script: str, conf: Path, arguments: Namespace, overrides: list[st
     sys.argv[1:] = [*overrides, *flags]  # in one piece, as Hydra demands, and before --info, which may take a word
     hydra.main(version_base=HYDRA_VERSION, config_path=str(conf), config_name=script)(_nothing)()
     return EXIT_DONE
+
+
+def _help_template(composer: Composer) -> str:
+    """An override for ``--help``: Hydra's own template lists every group of the folder, those of other scripts, too."""
+    lines = [f"{group}: {', '.join(composer.options(group))}" for group in sorted(composer.groups)]
+    groups = ["== Groups ==", "Choose with group=option", "", *lines, ""] if lines else []
+    config = ["== Config ==", "Change anything with key=value or section.key=value", "", "$CONFIG"]
+    template = "\n".join(["${hydra.help.header}", *groups, *config, "${hydra.help.footer}", ""])
+    return f"hydra.help.template='{template}'"
 
 
 def _nothing(config: DictConfig) -> None:

@@ -151,6 +151,13 @@ def test_a_line_of_another_package_is_logged_once(tmp_path, capsys):
     assert line.endswith(" WARNING foreign_package: hello")
 
 
+def test_help_lists_the_groups_of_its_own_script(start):
+    _, out, _ = end(start("--help", script=TRAIN.with_name("prepare.py")))
+    listed = dict(line.split(": ", 1) for line in out.partition("== Config ==")[0].splitlines() if ": " in line)
+    assert listed.keys() == {"data", "logger", "task"}
+    assert "sample" in listed["data"].split(", ")  # an option of this script alone
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "text"),
     [
