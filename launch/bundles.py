@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.checks import ROOT
+from launch.checks import ROOT, known
 from launch.errors import CommandError, nearest
 from launch.labels import training_slug
 from launch.merge_schema import MergeConfig
@@ -20,19 +20,22 @@ def bundle_path(outputs: Path, task: str, rank: int, seed: int, features: str = 
 
 
 def require_model(model: str) -> None:
-    """Cheap: looks for the folder only; what it holds, and what lies on the Hub, is seen when it is read.
+    """Cheap: looks for the folder and its card only; what they hold, and what lies on the Hub, is seen when read.
 
     Raises:
-        CommandError: there is no such folder.
+        CommandError: there is no such folder, or it is none of a model.
     """
     path = Path(model).expanduser()
-    if model.startswith(HUB) or path.is_dir():
+    if model.startswith(HUB) or (path / CARD).is_file():
         return
-    siblings = [entry.name for entry in path.parent.glob("*") if entry.is_dir()]
-    raise CommandError(
-        f"model={model}: there is no such folder (looked in {Path.cwd()}).{nearest(path.name, siblings)} "
-        f"Merges lie in <outputs>/models, adapters in <outputs>/adapters; {HUB}user/name is on the Hub."
-    )
+    if path.is_dir():
+        below = [str(card.parent) for depth in ("*", "*/*") for card in path.glob(f"{depth}/{CARD}")]
+        fault = f"the folder has no {CARD} and is no model.{f' Below it: {known(below)}.' if below else ''}"
+    else:
+        siblings = [entry.name for entry in path.parent.glob("*") if entry.is_dir()]
+        fault = f"there is no such folder (looked in {Path.cwd()}).{nearest(path.name, siblings)}"
+    places = f"Merges lie in <outputs>/models, adapters in <outputs>/adapters; {HUB}user/name is on the Hub."
+    raise CommandError(f"model={model}: {fault} {places}")
 
 
 def require_bundles(outputs: Path, tasks: Sequence[str], rank: int, seed: int) -> list[Path]:

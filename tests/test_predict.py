@@ -194,12 +194,14 @@ def test_globs_and_csv_files_name_pictures(tmp_path: Path) -> None:
         ("predict", ["model=model", "images=nowhere.jpg"], "images=nowhere.jpg: there is no such file"),
         ("export", ["model=modle"], "Did you mean 'model'?"),
         ("serve", ["model=modle"], "Did you mean 'model'?"),
+        ("predict", ["model=.", "images=x"], "the folder has no card.json and is no model. Below it: model."),
     ],
 )
 def test_what_is_not_there_is_told_before_torch_is_imported(
     tmp_path: Path, script: str, arguments: list[str], told: str
 ) -> None:
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "card.json").write_text("{}")
     command = [sys.executable, "-X", "importtime", str(ROOT / f"{script}.py"), *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 2
