@@ -79,7 +79,11 @@ def look(folder: Path, dumps: Path, tasks: Sequence[str], rank: int, seed: int, 
     for task in tasks:
         member = bench.members[task]
         kept["members"][task] = {"task": asdict(member.task), "known": member.bundle.card["validation"]} | {
-            split: {"single": outputs(member.head, bench.single(task, split)), "targets": bench.targets(task, split)}
+            split: {
+                "single": outputs(member.head, bench.single(task, split)),
+                "targets": bench.targets(task, split),
+                "groups": bench.groups(task, split),
+            }
             for split in ("val", "test")
         }
     sets = config.chosen_sets()
@@ -115,7 +119,7 @@ def recompute(file: Path) -> list[Row]:
         task = Task(**member["task"])
         val, test = member["val"], member["test"]
         predicted, low, high = predict_retention(
-            task, val["single"], merged["val"], member["known"], val["targets"], len(test["single"])
+            task, val["single"], merged["val"], member["known"], val["targets"], len(test["single"]), val["groups"]
         )
         unlabeled, _, _ = predict_retention(task, val["single"], merged["val"], member["known"])
         before, after = (_score(task, answers, test["targets"]) for answers in (test["single"], merged["test"]))
@@ -128,7 +132,7 @@ def recompute(file: Path) -> list[Row]:
                 "predicted": predicted,
                 "low": low,
                 "high": high,
-                "noise": measurement_noise(task, test["single"], merged["test"], test["targets"]),
+                "noise": measurement_noise(task, test["single"], merged["test"], test["targets"], test["groups"]),
                 "unlabeled": unlabeled,
             }
         )

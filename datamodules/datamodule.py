@@ -177,8 +177,8 @@ class ImageDataModule(L.LightningDataModule):
 
         Args:
             split: train, val or test.
-            count: only so many, drawn by ``split_seed``, so that they are the same in every run. Any part of them is a
-                random one, as held-out images must be: tables are often sorted by class.
+            count: only so many, drawn by ``split_seed``, so that they are the same in every run: a group after the
+                other. Any part of them is a random one, as held-out images must be: tables are often sorted by class.
         """
         rows = self._first(split, count)
         bounds = eval_bounds(len(rows), self.batch_size, self._world()[0])
@@ -188,9 +188,17 @@ class ImageDataModule(L.LightningDataModule):
         """Targets of the examples that ``plain_dataloader`` gives, in its order, without reading a picture."""
         return torch.from_numpy(self._targets[self._first(split, count)])
 
+    def groups(self, split: str, count: int | None = None) -> torch.Tensor:
+        """int64 (n,) which examples of ``plain_dataloader`` tell of each other (one person, one picture), from 0 on."""
+        return torch.from_numpy(pd.factorize(self.table["group"].to_numpy()[self._first(split, count)])[0])
+
     def _first(self, split: str, count: int | None) -> np.ndarray:
         rows = self._rows(split)
-        return rows if count is None else rows[epoch_order(len(rows), self.split_seed, 0)[:count]]
+        if count is None:
+            return rows
+        groups, names = pd.factorize(self.table["group"].to_numpy()[rows])
+        place = np.argsort(epoch_order(len(names), self.split_seed, 0), kind="stable")
+        return rows[np.argsort(place[groups], kind="stable")[:count]]
 
     def pictures(self, rows: np.ndarray) -> np.ndarray:
         """uint8 (n, S, S, 3) of some rows of the table, as the model sees them without augmentation."""

@@ -24,6 +24,7 @@ from lightning_modules.model import MLPHead
 from lightning_modules.module import warmup_cosine
 from merging.delta import Delta, Weights, require, require_held_out
 from merging.gram import Grams, gram
+from merging.held_out import held_out_start
 from merging.methods import Outcome, merge_members, shipped
 from merging.predict import expected_retention, output_drift, tolerance
 from merging.svd import svd
@@ -197,12 +198,12 @@ class _Pool:
         self.wanted = bench.single(task, "train", images)
         self.mirrored = bench.single(task, "train", images, mirrored=True) if mirror else None
         held_out = min(HELD_OUT, len(self.pixels) // 5)
-        self.count = len(self.pixels) - held_out
         if held_out < 2:
             raise CommandError(
                 f"Distilling needs ten images of {task} or more, and got {len(self.pixels)} "
                 f"(merge.images={images}, or as many as its training split has)."
             )
+        self.count = held_out_start(bench.groups(task, "train", images), held_out)
         member = bench.members[task]
         own = outputs(member.head, self.wanted)
         self.feature_scale = float(self.wanted.var(0).mean())

@@ -107,6 +107,7 @@ def merge_set(
         begun = bench.clock()
         single = bench.single(task, "train", images)
         features = bench.merged(ways.get(task, delta), task, "train", images, deep=deep)
+        groups = bench.groups(task, "train", images)
         reading = bench.clock() - begun
         for realign in wanted:
             begun = bench.clock()
@@ -114,10 +115,10 @@ def merge_set(
                 way = ways.get(task, delta)
                 aims = [single, *(bench.single(task, "train", images, view=view) for view in views[1:])]
                 more = [bench.merged(way, task, "train", images, deep=True, view=view) for view in views[1:]]
-                heads[realign][task] = refit_head(head, [features, *more], aims)
+                heads[realign][task] = refit_head(head, [features, *more], aims, groups)
             else:
                 given = features if realign == "deep" else class_token(features, bench.width)
-                heads[realign][task] = fold_readout(head, choose_readout(given, single)[0])
+                heads[realign][task] = fold_readout(head, choose_readout(given, single, groups)[0])
             spent[realign] += reading + bench.clock() - begun
     for realign in realigns:
         if realign == "none":
@@ -160,7 +161,13 @@ def predict_set(bench: Workbench, merges: Sequence[Merged], count: int) -> list[
             given = features if merged.deep else class_token(features, bench.width)
             answers = outputs(merged.heads[task], given)
             predicted, low, high = predict_retention(
-                member.task, single, answers, member.validation, targets, sum(sizes.values()) or None
+                member.task,
+                single,
+                answers,
+                member.validation,
+                targets,
+                sum(sizes.values()) or None,
+                groups=bench.groups(task, "val", count),
             )
             rows.append(
                 {
@@ -200,7 +207,9 @@ def score_set(
             given = features if merged.deep else class_token(features, bench.width)
             answers = outputs(merged.heads[task], given)
             scores = bench.score(task, split, answers)
-            low, high = retention_interval(bench.members[task].task, own, answers, bench.targets(task, split))
+            low, high = retention_interval(
+                bench.members[task].task, own, answers, bench.targets(task, split), bench.groups(task, split)
+            )
             rows.append(
                 {
                     "realign": merged.realign,

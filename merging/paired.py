@@ -26,22 +26,31 @@ def retention_text(value: float | None) -> str:
 
 
 def retention_interval(
-    task: Task, single: Tensor, merged: Tensor, target: Tensor, rounds: int = ROUNDS, seed: int = 0
+    task: Task,
+    single: Tensor,
+    merged: Tensor,
+    target: Tensor,
+    groups: Tensor | None = None,
+    rounds: int = ROUNDS,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % interval of a member's retention by the paired bootstrap over test images (Efron's percentiles).
+    """95 % interval of a member's retention by the paired bootstrap over groups of test images (Efron's percentiles).
 
     An interval that ends below 1 is a loss that this test set can show. Both models answer the same drawn images, so
-    what is hard for both cancels out.
+    what is hard for both cancels out. Images of one person or one picture are drawn together: one after the other they
+    would pass for more evidence than they are.
 
     Args:
         single, merged: (n, out) outputs on the same images.
         target: as ``Task.metrics`` takes it.
-        rounds: of drawing n images with replacement.
+        groups: (n,) of the images, numbered from 0; None: each is its own.
+        rounds: of drawing as many groups as there are, with replacement.
 
     Returns:
         Its ends; infinite where the single model scores nothing in that many drawn samples.
     """
-    counts = _draws(len(target), rounds, seed)
+    groups = torch.arange(len(target)) if groups is None else groups
+    counts = _draws(int(groups.max()) + 1, rounds, seed)[:, groups]
     one, two = (_scores(task, outputs.double(), target, counts) for outputs in (single, merged))
     kept = [retention(task.metric, new, own) for new, own in zip(two.tolist(), one.tolist(), strict=True)]
     finite = [value for value in kept if math.isfinite(value)]
@@ -53,7 +62,7 @@ def retention_interval(
 
 
 def _draws(n: int, rounds: int, seed: int) -> Tensor:
-    """(rounds, n) how often each image is drawn, each row a sample of n with replacement."""
+    """(rounds, n) how often each of n is drawn, each row a sample of n with replacement."""
     drawn = torch.randint(n, (rounds, n), generator=torch.Generator().manual_seed(seed))
     return torch.zeros(rounds, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(rounds, n).double())
 

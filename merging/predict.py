@@ -56,6 +56,7 @@ def predict_retention(
     known: Mapping[str, float],
     targets: Tensor | None = None,
     test_count: int | None = None,
+    groups: Tensor | None = None,
     seed: int = 0,
 ) -> tuple[float, float, float]:
     """Expected retention of a member, and the interval that holds what a test set shows nine times of ten.
@@ -66,6 +67,7 @@ def predict_retention(
         known: the single model's validation metrics: accuracy, or its metric in that metric's unit (rmse, nme).
         targets: (n,), (n, 1) or (n, K, 2), the images' labels where they are known.
         test_count: images of the test set; None: n.
+        groups: (n,) of the images, numbered from 0: drawn together (see ``paired``); None: each is its own.
 
     Raises:
         ValueError: a number or points, and neither ``known[task.metric]`` nor targets.
@@ -74,13 +76,15 @@ def predict_retention(
     if targets is not None and task.kind != "classification":
         targets = targets.double()
     stand = _stand(task, single, merged, known, targets)
-    trust = 0.0 if stand.measured is None else OFF**2 / (OFF**2 + _variance(stand.measured, len(single), seed))
+    rows = _Rows(torch.arange(len(single)) if groups is None else groups)
+    trust = 0.0 if stand.measured is None else OFF**2 / (OFF**2 + _variance(stand.measured, rows, seed))
     value = stand.expected(trust)
     values = []
-    generator, count = torch.Generator().manual_seed(seed), len(single)
+    generator = torch.Generator().manual_seed(seed)
+    tested = max(1, round((test_count or len(single)) * rows.count / len(single)))
     for _ in range(ROUNDS):
-        images = torch.randint(count, (count,), generator=generator)
-        test = images[torch.randint(count, (test_count or count,), generator=generator)]
+        seen = torch.randint(rows.count, (rows.count,), generator=generator)
+        test = rows.of(seen[torch.randint(rows.count, (tested,), generator=generator)])
         values.append(stand.drawn(test, trust, generator))
     doubt = 0.0 if stand.measured is None else (1 - trust) * OFF
     shown = torch.tensor(values).double() + doubt * torch.randn(ROUNDS, generator=generator, dtype=torch.double)
@@ -96,18 +100,37 @@ def expected_retention(task: Task, single: Tensor, merged: Tensor, known: Mappin
     return _stand(task, single.double(), merged.double(), known, None).expected(0.0)
 
 
-def measurement_noise(task: Task, single: Tensor, merged: Tensor, targets: Tensor, seed: int = 0) -> float:
+def measurement_noise(
+    task: Task, single: Tensor, merged: Tensor, targets: Tensor, groups: Tensor | None = None, seed: int = 0
+) -> float:
     """Standard deviation of a measured retention over the choice of its images: no prediction comes nearer to it."""
     if task.kind != "classification":
         targets = targets.double()
     stand = _stand(task, single.double(), merged.double(), {}, targets)
     assert stand.measured is not None
-    return _variance(stand.measured, len(single), seed) ** 0.5
+    return _variance(stand.measured, _Rows(torch.arange(len(single)) if groups is None else groups), seed) ** 0.5
 
 
-def _variance(measured: Callable[[Tensor], float], count: int, seed: int) -> float:
+class _Rows:
+    """Which images lie in each of ``count`` groups."""
+
+    def __init__(self, groups: Tensor) -> None:
+        self._order = groups.argsort(stable=True)
+        self._sizes = groups.bincount()
+        self._starts = self._sizes.cumsum(0) - self._sizes
+        self.count = len(self._sizes)
+
+    def of(self, drawn: Tensor) -> Tensor:
+        """Indices of all images of some groups, those of a group that is drawn twice twice."""
+        sizes = self._sizes[drawn]
+        within = torch.arange(int(sizes.sum())) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        return self._order[self._starts[drawn].repeat_interleave(sizes) + within]
+
+
+def _variance(measured: Callable[[Tensor], float], rows: _Rows, seed: int) -> float:
     generator = torch.Generator().manual_seed(seed)
-    repeats = [measured(torch.randint(count, (count,), generator=generator)) for _ in range(ROUNDS // 4)]
+    drawn = (torch.randint(rows.count, (rows.count,), generator=generator) for _ in range(ROUNDS // 4))
+    repeats = [measured(rows.of(groups)) for groups in drawn]
     return float(torch.tensor(repeats).double().var())
 
 

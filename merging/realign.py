@@ -13,7 +13,7 @@ the hidden units tell is put right by a second ridge regression, of the answers 
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lightning_modules.model import MLPHead
 from merging.features import class_token
+from merging.held_out import fold_masks, held_out_start
 
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 OUTPUT_RIDGES = (0.01, 0.1, 1.0, 10.0)
@@ -70,17 +71,21 @@ def fit_readouts(features: Tensor, wanted: Tensor, ridges: Sequence[float]) -> l
     return found
 
 
-def choose_readout(features: Tensor, wanted: Tensor, held_out: float = 0.2) -> tuple[Readout, float]:
+def choose_readout(
+    features: Tensor, wanted: Tensor, groups: Tensor | None = None, held_out: float = 0.2
+) -> tuple[Readout, float]:
     """The readout whose ridge serves held-out images best, fitted again on all of them.
 
     Args:
         features, wanted: see ``fit_readouts``.
+        groups: (n,) of the images, see ``merging.held_out``; None: each is its own.
         held_out: fraction of the images, the last of them, that the ridge is chosen on; no label is used.
 
     Returns:
         The readout and its ridge.
     """
-    cut = len(features) - max(1, round(held_out * len(features)))
+    groups = torch.arange(len(features)) if groups is None else groups
+    cut = held_out_start(groups, max(1, round(held_out * len(features))))
     candidates = fit_readouts(features[:cut], wanted[:cut], RIDGES)
     errors = [float((readout(features[cut:]) - wanted[cut:].double()).square().mean()) for readout in candidates]
     ridge = RIDGES[min(range(len(errors)), key=errors.__getitem__)]
@@ -105,7 +110,9 @@ def fold_readout(head: MLPHead, readout: Readout) -> MLPHead:
     return folded.eval().requires_grad_(False)
 
 
-def refit_head(head: MLPHead, features: Sequence[Tensor], wanted: Sequence[Tensor]) -> MLPHead:
+def refit_head(
+    head: MLPHead, features: Sequence[Tensor], wanted: Sequence[Tensor], groups: Tensor | None = None
+) -> MLPHead:
     """Both layers of the head for merged features: a readout folded into the first, the last one fitted to answers.
 
     The last layer changes by  U = argmin |h(z_i) - h(z) - a U - u|^2 + ridge * n * |U|^2,  with z the readout's class
@@ -117,12 +124,13 @@ def refit_head(head: MLPHead, features: Sequence[Tensor], wanted: Sequence[Tenso
         features: (n, p) of the merged model for each view of the images, in the same order: the plain ones, then
             augmented ones.
         wanted: (n, d) class tokens of the single-adapter model on the same pictures.
+        groups: (n,) of the images, see ``merging.held_out``; None: each is its own.
 
     Returns:
         A head that reads (B, p).
     """
     x, z = torch.stack([one.double() for one in features]), torch.stack([one.double() for one in wanted])
-    folds = list(_folds(x.shape[1]))
+    folds = list(fold_masks(torch.arange(x.shape[1]) if groups is None else groups, FOLDS))
     guesses = {ridge: torch.empty_like(z) for ridge in RIDGES}
     for held in folds:
         readouts = fit_readouts(x[:, ~held].flatten(0, 1), z[:, ~held].flatten(0, 1), RIDGES)
@@ -169,13 +177,6 @@ def _output_change(hidden: Tensor, missing: Tensor, folds: Sequence[Tensor]) -> 
     (slope,), centre = fit(torch.ones(hidden.shape[1], dtype=torch.bool), [ridge])
     slope = slope / scale[:, None]
     return slope, centre - mean @ slope
-
-
-def _folds(count: int) -> Iterator[Tensor]:
-    """Masks (n,) of the parts that are held out in turn."""
-    place = torch.arange(count) % min(FOLDS, count)
-    for fold in range(min(FOLDS, count)):
-        yield place == fold
 
 
 def _ridge(x: Tensor, y: Tensor, ridges: Sequence[float]) -> list[Tensor]:

@@ -5,12 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from launch.errors import CommandError
 from merging.conflict import interference
 from merging.delta import Delta, Weights, require, require_held_out
 from merging.features import class_token
 from merging.gram import Grams, Normalise, gram
+from merging.held_out import held_out_start
 from merging.methods import Outcome, merge_members, shipped
 from merging.predict import output_drift
 from merging.realign import choose_readout, fold_readout
@@ -80,7 +82,7 @@ def search(
         merged = gram(deltas, scaled, grams=grams, normalise=normalise, ridge=ridge, cat_share=share)
         consider(merged, f"cat_share {share}, {loudest} x {scale}")
     needed, earlier = images, 0.0
-    fitted = min(_cut(len(bench.single(task, "train", images))) for task in deltas)
+    fitted = min(_cut(bench.groups(task, "train", images)) for task in deltas)
     members = {task: bench.members[task] for task in deltas}
     for name, settings in others.items():
         if "images" in settings:
@@ -112,19 +114,20 @@ def _shares(
 def _drifts(bench: Workbench, merged: Delta, task: str, after: str, images: int) -> float:
     member = bench.members[task]
     single = bench.single(task, "train", images)
-    cut = _cut(len(single))
+    groups = bench.groups(task, "train", images)
+    cut = _cut(groups)
     features = bench.merged(merged, task, "train", images, deep=after == "deep")
     head = member.head
     if after == "none":
         features = class_token(features, bench.width)
     else:
-        head = fold_readout(head, choose_readout(features[:cut], single[:cut])[0])
+        head = fold_readout(head, choose_readout(features[:cut], single[:cut], groups[:cut])[0])
     return output_drift(member.task, outputs(member.head, single[cut:]), outputs(head, features[cut:]))
 
 
-def _cut(count: int) -> int:
+def _cut(groups: Tensor) -> int:
     """How many of a task's images fit; candidates are judged on the others."""
-    return count - max(1, count // 5)
+    return held_out_start(groups, max(1, len(groups) // 5))
 
 
 def _loudest(deltas: Mapping[str, Delta], grams: Grams) -> str:

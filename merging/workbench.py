@@ -157,6 +157,10 @@ class Workbench:
         """Labels of a split, in the order of ``features``."""
         return self.data[task].targets(split, count)
 
+    def groups(self, task: str, split: str, count: int | None = None) -> Tensor:
+        """(n,) which images of a split tell of each other, in the order of ``features``."""
+        return self.data[task].groups(split, count)
+
     def score(self, task: str, split: str, answers: Tensor) -> dict[str, float]:
         """The task's metrics of a head's outputs (n, out) on all of a split."""
         described = self.members[task].task
