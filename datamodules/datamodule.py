@@ -52,6 +52,7 @@ class ImageDataModule(L.LightningDataModule):
         broken: key -> reason of each picture that could not be used (also counted in ``dropped``).
         notes: what a reader of the results should know.
         target_mean: mean train target, ``num_outputs`` floats (regression, keypoints), else None.
+        target_scale: standard deviation of the train targets (regression) where it is below 0.1 or above 10, else 1.
         fit: the fit in use.
 
     Args:
@@ -143,6 +144,8 @@ class ImageDataModule(L.LightningDataModule):
         train = self._targets[(self.table["split"] == "train").to_numpy(bool)]
         means = train.reshape(len(train), -1).mean(0, dtype=np.float64)
         self.target_mean: list[float] | None = None if self.classes is not None else means.tolist()
+        spread = float(train.std(dtype=np.float64)) if self.kind == "regression" else 1.0
+        self.target_scale = spread if spread > 0 and not 0.1 <= spread <= 10 else 1.0
         for name, fraction in zip(("val", "test"), self.fractions, strict=True):
             if fraction > 0 and not sum(self.counts[name].values()):
                 raise DataError(

@@ -23,6 +23,7 @@ PIPELINE = (
 )  # fmt: skip
 # Not Lightning's 16-true, bf16-true and 64-true: the backbone stays in float32, or is held as autocast wants it.
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 TRAINER_OWNED = {
     "logger": "choose it with logger=wandb, csv or tensorboard",
@@ -201,7 +202,7 @@ def trainer_arguments(trainer: dict[str, Any]) -> Iterator[str]:
             f"trainer.max_epochs={show(epochs)}: must be 1 or more: the learning rate falls to 0 at the last one. "
             "early_stopping.patience and trainer.max_time end a run sooner."
         )
-    for key, allowed in (("precision", PRECISIONS), ("accelerator", ACCELERATORS)):
+    for key, allowed in (("precision", PRECISIONS), ("accelerator", ACCELERATORS), ("strategy", STRATEGIES)):
         if key in own and str(own[key]) not in allowed:
             yield (
                 f"trainer.{key}={show(own[key])}: must be one of {', '.join(allowed)}.{nearest(str(own[key]), allowed)}"

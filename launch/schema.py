@@ -92,7 +92,9 @@ class Data(BaseModel):
     val_fraction: Fraction = Field(description="a fraction between 0 and 1")
     test_fraction: Fraction = Field(description="a fraction between 0 and 1")
     split_seed: int = Field(ge=0, description="a whole number, 0 or more")
-    fit: Literal["crop", "pad", "squash"] | None = Field(description="crop, pad, squash or null (the source's own)")
+    fit: Literal["crop", "pad", "squash"] | None = Field(
+        description="crop, pad, squash or null (pad for points, else crop)"
+    )
     max_pixels: int = Field(ge=1, description="a whole number of pixels, 1 or more")
     max_broken: float = Field(ge=0, le=1, description="a fraction from 0 to 1")
     batch_size: int = Field(ge=1, description="a whole number, 1 or more")

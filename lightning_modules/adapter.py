@@ -7,7 +7,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -68,8 +68,8 @@ def save_bundle(
             tensors = {f"{PEFT_PREFIX}{name}": value.float().cpu().contiguous() for name, value in state.items()}
             safetensors.torch.save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
             write_json(folder / CONFIG, _config_content(config, card["backbone"]["name"]))
-        head = {name: value.float().cpu().contiguous() for name, value in model.heads[task].state_dict().items()}
-        safetensors.torch.save_file(head, folder / HEAD, metadata={"format": "pt"})
+        head = cast(MLPHead, model.heads[task])
+        safetensors.torch.save_file(head.plain_state_dict(), folder / HEAD, metadata={"format": "pt"})
         if grams is not None:
             save_grams(folder / GRAMS, grams)
         write_json(folder / CARD, card)

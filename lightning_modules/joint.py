@@ -22,6 +22,7 @@ from lightning_modules.adapter import save_bundle
 from lightning_modules.building import (
     build_adapted,
     build_datamodule,
+    build_head,
     build_subsets,
     build_task,
     build_trainer,
@@ -30,7 +31,7 @@ from lightning_modules.building import (
 )
 from lightning_modules.callbacks import BEST
 from lightning_modules.examples import log_examples, save_examples
-from lightning_modules.model import MLPHead, MultiTaskModel, require_names
+from lightning_modules.model import MultiTaskModel, require_names
 from lightning_modules.module import MultiTaskModule
 from lightning_modules.tracking import define_metrics, log_bundle, log_summary
 from lightning_modules.training import end_group, fit, load_best, log_pictures, of_stage, run_loggers, to_answers
@@ -66,8 +67,7 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
         tasks[name] = build_task(single, images[name])
         subsets[name] = build_subsets(single, images[name])
         torch.manual_seed(config.seed)  # each head starts as it does alone
-        mean = images[name].target_mean
-        heads[name] = MLPHead(backbone.num_features, tasks[name].outputs, None if mean is None else torch.tensor(mean))
+        heads[name] = build_head(int(backbone.num_features), tasks[name], images[name])
     constants = {
         stage: {
             name: task.constant_score(images[name].targets("train"), images[name].targets(stage))

@@ -17,19 +17,37 @@ class MLPHead(nn.Module):
     Args:
         center: (out,) what the head answers to everything before it has learned anything, such as the mean target:
             numbers and points would else begin far from all targets, and large first steps can kill the hidden units.
+        scale: the unit of the answers while the head is trained. An optimiser moves every weight by about its rate, so
+            that answers of thousands would take thousands of steps, and those of thousandths would never settle.
     """
 
-    def __init__(self, features: int, outputs: int, center: Tensor | None = None) -> None:
+    def __init__(self, features: int, outputs: int, center: Tensor | None = None, scale: float = 1.0) -> None:
         super().__init__()
+        self.scale = scale
         self.hidden = nn.Linear(features, HIDDEN)
         self.output = nn.Linear(HIDDEN, outputs)
         if center is not None:
             with torch.no_grad():
                 self.output.weight.zero_()
-                self.output.bias.copy_(center.reshape(-1))
+                self.output.bias.copy_(center.reshape(-1) / scale)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.output(torch.relu(self.hidden(features)))
+        features = features.to(self.hidden.weight.dtype)
+        if not torch.is_autocast_enabled(features.device.type):
+            return self._answers(features)
+        # Whatever the backbone computes in: bfloat16 would round a year to eight, and float16 ends at 65504.
+        with torch.autocast(features.device.type, enabled=False):
+            return self._answers(features)
+
+    def _answers(self, features: Tensor) -> Tensor:
+        answers = self.output(torch.relu(self.hidden(features)))
+        return answers if self.scale == 1 else answers * self.scale
+
+    def plain_state_dict(self) -> dict[str, Tensor]:
+        """Four float32 tensors of a head without ``scale`` that gives the same answers."""
+        state = {name: value.detach().double() for name, value in self.state_dict().items()}
+        scaled = {name: state[name] * self.scale for name in ("output.weight", "output.bias")}
+        return {name: value.float().cpu().contiguous() for name, value in (state | scaled).items()}
 
 
 def require_names(tasks: Iterable[str]) -> None:

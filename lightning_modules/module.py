@@ -108,6 +108,9 @@ class MultiTaskModule(L.LightningModule):
     def on_validation_end(self) -> None:
         self._choose_attention(training=self.trainer.state.fn == TrainerFn.FITTING)
 
+    def on_fit_end(self) -> None:
+        self._choose_attention(training=False)
+
     def _choose_attention(self, training: bool) -> None:
         # On a CPU the backward of torch's fused attention costs more than its forward saves.
         set_fused_attention(self.model.backbone, fused=not (training and self.device.type == "cpu"))
@@ -151,7 +154,9 @@ class MultiTaskModule(L.LightningModule):
             metrics = self._subset_metrics(name).values()
             for mask, metric in zip(self.subsets[name].values(), metrics, strict=True):
                 rows = mask.to(output.device)[batch["index"]]
-                metric.update(predicted[rows], batch["target"][rows])
+                # torchmetrics cannot count no classes; a list of errors wants a part, however empty, from each process
+                if rows.any() or task.kind != "classification":
+                    metric.update(predicted[rows], batch["target"][rows])
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
@@ -198,8 +203,15 @@ class MultiTaskModule(L.LightningModule):
         named = [(name, value) for name, value in self.model.backbone.named_parameters() if value.requires_grad]
         ups = [value for name, value in named if ".lora_B" in name]
         others = [value for name, value in named if ".lora_B" not in name]
+        heads = list(self.model.heads.parameters())
         groups = [
-            {"params": list(self.model.heads.parameters()), "lr": self.head_lr, "weight_decay": self.weight_decay},
+            {
+                "params": [value for value in heads if value.ndim > 1],
+                "lr": self.head_lr,
+                "weight_decay": self.weight_decay,
+            },
+            # a decayed bias would draw numbers and points from their mean to 0
+            {"params": [value for value in heads if value.ndim < 2], "lr": self.head_lr, "weight_decay": 0.0},
             {"params": others, "lr": self.lr, "weight_decay": 0.0},
             {"params": ups, "lr": self.lr, "weight_decay": self.b_weight_decay},
         ]

@@ -51,6 +51,7 @@ def draw_pictures(folder: Path, task: Task, answers: Answers, images: Images, ti
         UserError: a file cannot be written.
     """
     drawn: dict[str, Figure] = {}
+    title = _plain(title)
     errors = example_errors(task, answers)
     if task.kind == "classification":
         names = task.classes or tuple(map(str, range(task.outputs)))
@@ -224,4 +225,9 @@ def _spread(count: int, wanted: int) -> np.ndarray:
 
 
 def _short(name: str, width: int = 24) -> str:
-    return textwrap.shorten(name, width, placeholder="…") if " " in name else name[:width]
+    return _plain(textwrap.shorten(name, width, placeholder="…") if " " in name else name[:width])
+
+
+def _plain(text: str) -> str:
+    """Text between two dollar signs would be set as mathematics."""
+    return text.replace("$", r"\$")

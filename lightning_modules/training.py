@@ -27,6 +27,7 @@ from lightning_modules.backbone import hold_frozen_weights
 from lightning_modules.building import (
     build_adapted,
     build_datamodule,
+    build_head,
     build_subsets,
     build_task,
     build_trainer,
@@ -36,7 +37,7 @@ from lightning_modules.building import (
 from lightning_modules.callbacks import BEST, LAST
 from lightning_modules.examples import log_examples, save_examples
 from lightning_modules.features import FeatureDataModule
-from lightning_modules.model import MLPHead, MultiTaskModel, require_names
+from lightning_modules.model import MultiTaskModel, require_names
 from lightning_modules.module import AUTOCAST, MultiTaskModule
 from lightning_modules.pictures import Answers, draw_pictures
 from lightning_modules.tasks import Task
@@ -71,9 +72,8 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
     task = build_task(config, images)
     subsets = {task.name: build_subsets(config, images)}
     torch.manual_seed(config.seed)
-    center = None if images.target_mean is None else torch.tensor(images.target_mean)
     reader = DeepFeatures(backbone) if config.features == "deep" else backbone
-    head = MLPHead(int(reader.num_features), task.outputs, center)
+    head = build_head(int(reader.num_features), task, images)
     with run_loggers(run, config, [task.name, f"r{rank}"]) as opened:
         trainer = build_trainer(config, opened, checkpoints, f"val/{task.name}/{task.metric}", task.mode)
         begun = time.perf_counter()
@@ -91,6 +91,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
             {task.name: task},
             seed=config.seed,
             subsets=subsets,
+            units={task.name: head.scale},
             fingerprints={task.name: images.fingerprint},
             **config.optimizer.model_dump(),
         )

@@ -193,6 +193,11 @@ FAULTS = [
         "trainer.max_epohcs=3",
         "trainer.max_epohcs=3: unknown argument of Lightning's Trainer. Did you mean 'max_epochs'?",
     ),
+    (
+        "trainer.strategy=ddp_spawn",
+        "trainer.strategy=ddp_spawn: must be one of auto, ddp, ddp_find_unused_parameters_true, "
+        "ddp_find_unused_parameters_false.",
+    ),
     ("trainer.max_epochs=many", "trainer.max_epochs=many: must be a whole number or null."),
     ("trainer.max_epochs=0", "trainer.max_epochs=0: must be 1 or more: the learning rate falls to 0 at the last one."),
     (

@@ -156,6 +156,13 @@ def test_regression_targets(tmp_path: Path) -> None:
     assert data.num_outputs == 1
     assert data.target_mean == pytest.approx([batch["target"].mean().item()])
     assert data.counts["train"] == {"all": 22}
+    assert data.target_scale == 1.0, "numbers near one are learned as they are"
+    far = "\n".join(f"{number:02d}.png,{number * 1000}" for number in range(30))
+    (tmp_path / "labels.csv").write_text("file,value\n" + far)
+    data = ImageDataModule(ImageCsv(tmp_path, kind="regression"), "regression", image_size=16, cache_root=tmp_path)
+    data.prepare_data()
+    data.setup()
+    assert data.target_scale == pytest.approx(data.targets("train").std(correction=0).item())
 
 
 def test_keypoints_move_with_their_pictures(tmp_path: Path) -> None:

@@ -146,14 +146,63 @@ def test_training_has_dropout_and_plain_attention_evaluation_has_neither(tmp_pat
 
     trained.training_step = look(trained.training_step)
     trained.validation_step = look(trained.validation_step)
-    trainer(tmp_path, max_epochs=2).fit(trained, loader(LEAVES), loader(LEAVES))
-    assert set(seen) == {("training_step", True, False), ("validation_step", False, True)}
+    trained.test_step = look(trained.test_step)
+    runner = trainer(tmp_path, max_epochs=2)
+    runner.fit(trained, loader(LEAVES), loader(LEAVES))
+    assert attention.fused_attn, "what follows a training, as Grams do, is evaluation, too"
+    runner.test(trained, loader(LEAVES), verbose=False)
+    kinds = {("training_step", True, False), ("validation_step", False, True), ("test_step", False, True)}
+    assert set(seen) == kinds
     assert len(seen) > 8
 
 
 def test_head_starts_at_its_center():
     head = MLPHead(8, 2, torch.tensor([3.0, -1.0]))
     assert head.output.bias.tolist() == [3.0, -1.0]
+    assert MLPHead(8, 1, torch.tensor([5e6]), scale=2e5)(torch.randn(3, 8)).flatten().tolist() == [5e6] * 3
+
+
+def test_a_plain_head_gives_the_answers_of_one_with_a_scale():
+    head = MLPHead(8, 1, torch.tensor([1900.0]), scale=300.0)
+    torch.nn.init.normal_(head.output.weight)
+    plain = MLPHead(8, 1)
+    plain.load_state_dict(head.plain_state_dict())
+    features = torch.randn(5, 8)
+    torch.testing.assert_close(plain(features), head(features), rtol=1e-4, atol=0.0)
+
+
+def test_a_number_is_learned_as_well_in_any_unit():
+    features = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    age = features[:, :1] + 3.0
+
+    def learned(unit):
+        torch.manual_seed(1)
+        head, target = MLPHead(8, 1, (age * unit).mean(0), scale=unit), age * unit
+        optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
+        for _ in range(20):
+            optimizer.zero_grad()
+            (AGE.loss(head(features), target) / unit).backward()
+            optimizer.step()
+        return head(features).detach() / unit
+
+    for unit in (1e-4, 1e5):
+        torch.testing.assert_close(learned(unit), learned(1.0), rtol=1e-2, atol=1e-2)
+
+
+def test_heads_answer_in_float32_whatever_the_backbone_computes_in():
+    head = MLPHead(8, 1, torch.tensor([1991.0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert head(torch.zeros(1, 8, dtype=torch.bfloat16)).item() == 1991.0
+
+
+def test_biases_of_heads_do_not_decay(tmp_path):
+    trained = MultiTaskModule(module(AGE).model, {"age": AGE}, lr=1e-2, head_lr=1e-2, weight_decay=0.1)
+    trainer(tmp_path, max_epochs=1).fit(trained, loader(AGE), loader(AGE))
+    head = trained.model.heads["age"]
+    decays = {
+        id(value): group["weight_decay"] for group in trained.optimizers().param_groups for value in group["params"]
+    }
+    assert [decays[id(value)] for value in (head.hidden.weight, head.hidden.bias, head.output.bias)] == [0.1, 0.0, 0.0]
 
 
 def test_learning_rate_rises_and_falls():
@@ -189,6 +238,18 @@ def test_a_moved_run_keeps_its_best_checkpoint(tmp_path, monkeypatch):
     assert torch.load(tmp_path / "new/best.ckpt", weights_only=True)["epoch"] == 0
     assert torch.load(tmp_path / "new/last.ckpt", weights_only=True)["epoch"] == 2
     assert not (tmp_path / "old").exists()
+
+
+def test_classes_are_scored_over_subsets_that_some_batches_have_no_example_of(tmp_path):
+    late = torch.arange(16) >= 13
+    plain = module(LEAVES)
+    tested = MultiTaskModule(plain.model, {"leaves": LEAVES}, lr=1e-2, head_lr=1e-2, subsets={"leaves": {"late": late}})
+    (scores,) = trainer(tmp_path).test(tested, loader(LEAVES, batch=6), verbose=False)
+    data = Brightness("classification")
+    with torch.no_grad():
+        answers = tested.model.eval()(data.images)["leaves"].argmax(1)
+    expected = LEAVES.metrics()[LEAVES.metric](answers[late], data.targets[late])
+    assert scores[f"test/leaves/{LEAVES.metric}_late"] == pytest.approx(float(expected))
 
 
 def test_subsets_are_scored_over_the_whole_test_set(tmp_path):

@@ -54,6 +54,12 @@ def test_every_kind_has_its_pictures(tmp_path, task):
             assert len(picture.convert("RGB").getcolors(2**24) or []) > 50
 
 
+def test_dollar_signs_of_names_are_no_mathematics(tmp_path):
+    prices = Task("price", "classification", "accuracy", 2, classes=("under_$100_$200", "$1-$5"))
+    for path in draw_pictures(tmp_path, prices, answers(prices), images, "prices on shop_$a_$b"):
+        assert path.stat().st_size > 0
+
+
 def test_errors_are_those_of_the_loss_and_of_the_metric():
     found = answers(GALAXIES)
     loss = torch.nn.functional.cross_entropy(

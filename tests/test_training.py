@@ -70,14 +70,20 @@ def test_a_folder_of_classes(tmp_path):
     assert card["data"]["fingerprint"] == result["data"]["fingerprint"]
 
 
-def test_a_csv_of_numbers(tmp_path):
+@pytest.mark.parametrize("unit", [1.0, 1e5])
+def test_a_csv_of_numbers(tmp_path, unit):
     root = draw_points(tmp_path / "days")
+    table = pd.read_csv(root / "labels.csv")
+    table.assign(level=table["level"] * unit).to_csv(root / "labels.csv", index=False)
     arguments = ["task=regression", "name=level", "data=image_csv", f"data.root={root}", "+data.target_column=level"]
     result, _ = train_here(overrides(tmp_path, *arguments, "trainer.max_epochs=8", "optimizer.lr=5e-3"))
-    spread = 0.75  # standard deviation of uniform(20, 150) / 50
+    spread = 0.75 * unit  # standard deviation of uniform(20, 150) / 50
     assert result["metric"] == "rmse"
     assert result["score"] < spread
-    assert reloaded_scores(tmp_path, "level")[0].shape == (2, 1)
+    peft, folded = reloaded_scores(tmp_path, "level")
+    assert peft.shape == (2, 1)
+    torch.testing.assert_close(peft, folded, rtol=1e-3, atol=1e-4)
+    assert 20 / 50 * unit < peft.mean() < 150 / 50 * unit  # the bundle's head answers in the labels' unit
 
 
 def test_a_csv_of_points(tmp_path):
