@@ -6,18 +6,22 @@ card.json has the differences, sizes and speeds. ``format=hub`` uploads the mode
 Exit codes: 0 done, 1 something failed, 2 the command was wrong.
 """
 
+from pathlib import Path
 from typing import Any
 
 from launch import logs
 from launch.app import main
-from launch.bundles import require_model
+from launch.bundles import CARD, require_model
 from launch.export_schema import ExportConfig
+from launch.files import require_replaceable
 from launch.runs import Run
 
 
 def job(config: ExportConfig, run: Run) -> dict[str, Any]:
     """Imports torch and the like only now: a fault in the command should not wait for them."""
     require_model(config.model)
+    if config.format != "hub":
+        require_replaceable(Path(config.folder).expanduser(), CARD, "format")
     from merging.picture_list import check_images
 
     check_images(config.image_list)

@@ -48,16 +48,21 @@ def require_bundles(outputs: Path, tasks: Sequence[str], rank: int, seed: int) -
     missing = [task for task, path in paths.items() if not (path / CARD).is_file()]
     if not missing:
         return list(paths.values())
-    known = sorted(card.parent.relative_to(outputs / "adapters") for card in (outputs / "adapters").glob(f"*/*/{CARD}"))
-    listed = ", ".join(str(path) for path in known) if known else "none"
-    names = {path.parts[0] for path in known}
+    cards = (outputs / "adapters").glob(f"[!.]*/[!.]*/{CARD}")  # a hidden one was being written when it was killed
+    there = sorted(card.parent.relative_to(outputs / "adapters") for card in cards)
+    listed = ", ".join(str(path) for path in there) if there else "none"
+    names = {path.parts[0] for path in there}
     shipped = {file.stem for file in (ROOT / "conf" / "task").glob("*.yaml")}
     lines = []
     for task in missing:
         near = "" if task in names | shipped else nearest(task, names | shipped)
         place = "" if outputs == Path("outputs") else f" paths.outputs={outputs}"
-        command = f"python train.py task={task} lora.rank={rank} seed={seed}{place}"
+        own = f"task={task}" if task in shipped else f"task=KIND name={task} data=..."
+        command = f"python train.py {own} lora.rank={rank} seed={seed}{place}"
         way = f" Train it, with the settings of the others (experiment, backbone): {command}"
+        if others := [re.fullmatch(r"r(\d+)(?:_deep)?-s(\d+)", path.name) for path in there if path.parts[0] == task]:
+            ways = sorted({f"lora.rank={found[1]} seed={found[2]}" for found in others if found})
+            way = f" Of this task there is {' | '.join(ways)}.{way}"
         lines.append(
             f"There is no adapter of task {task} with rank {rank} and seed {seed} in {outputs / 'adapters'}."
             f"{near or way}"

@@ -100,6 +100,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise cannot_write(error, path) from error
     try:
         yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():  # safetensors lets the owner alone read
+                file.chmod(0o666 & ~_UMASK)
         _replace_folder(temporary, path)
     except Exception as error:
         named = error.filename if isinstance(error, OSError) else None
@@ -111,6 +114,33 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_replaceable(path: Path, card: str, key: str) -> None:
+    """Refuses a folder that ``atomic_folder`` would replace though it holds something else than is written there.
+
+    Args:
+        card: JSON file that earlier ones of its kind have.
+        key: in it.
+
+    Raises:
+        UserError: the folder is not empty and has no such file.
+    """
+    if path.is_file():
+        raise UserError(f"{path} is a file; name a folder that is new or empty.")
+    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    if not names:
+        return
+    try:
+        content = json.loads((path / card).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or key not in content:
+        listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise UserError(
+            f"The folder {path} is written as a whole and holds something else ({listed}), which would be lost. "
+            "Name a folder that is new or empty."
+        )
 
 
 def _replace_folder(new: Path, path: Path) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from datamodules.datamodule import normalize
 from launch.bundles import CARD
 from launch.errors import AdapterError
-from launch.files import atomic_folder
+from launch.files import atomic_folder, require_replaceable
 from lightning_modules.backbone import create_backbone, fingerprint
 from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.tasks import Task
@@ -133,9 +133,10 @@ class AnsweringModel(MultiTaskModel):
         """Writes the bundle whole, members included, or leaves what was at ``path``.
 
         Raises:
-            UserError: cannot be written.
+            UserError: cannot be written, or there is a folder of something else.
         """
         folder = Path(path).expanduser()
+        require_replaceable(folder, CARD, "backbone")
         if self._folder is not None:
             with atomic_folder(folder) as temporary:
                 shutil.copytree(self._folder, temporary, dirs_exist_ok=True)
@@ -189,10 +190,11 @@ class AnsweringModel(MultiTaskModel):
 
     def _require_rebuildable(self, paths: Mapping[str, Path]) -> None:
         recipe = self.card.get("recipe")
+        given = "".join(f" +adapters.{name}={path}" for name, path in sorted(paths.items()))
         if recipe is None:
             raise AdapterError(
-                "This model is a single adapter: it says nothing of how to merge. "
-                f"Merge: python merge.py tasks=[{','.join(sorted(paths))}] merge=gram"
+                "This model is a single adapter: it says nothing of how to merge. Merge: "
+                f"python merge.py tasks=[{','.join(sorted(paths))}] merge=gram{given}"
             )
         realign, method = recipe["realign"], recipe["method"]
         reasons = []
@@ -201,7 +203,6 @@ class AnsweringModel(MultiTaskModel):
         if needs_images(recipe["merge"]):
             reasons.append(f"its merge ({method}) looks at images of each task")
         if reasons:
-            given = "".join(f" +adapters.{name}={path}" for name, path in sorted(paths.items()))
             raise AdapterError(
                 f"This model cannot be merged anew from its adapters alone: {' and '.join(reasons)}. With the images: "
                 f"python merge.py tasks=[{','.join(sorted(paths))}] merge={method} realign={realign}{given}"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from launch.errors import UserError, nearest
-from launch.files import atomic_folder, atomic_write, sha256_file, write_json
+from launch.files import atomic_folder, atomic_write, require_replaceable, sha256_file, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,6 +89,32 @@ def test_atomic_folder_replaces_as_a_whole(tmp_path):
             assert not (path / content).exists()
     assert [file.name for file in path.iterdir()] == ["two"]
     assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    require_replaceable(tmp_path / "new", "card.json", "recipe")
+    (tmp_path / "empty").mkdir()
+    require_replaceable(tmp_path / "empty", "card.json", "recipe")
+    ours = tmp_path / "ours"
+    write_json(ours / "card.json", {"recipe": {}})
+    require_replaceable(ours, "card.json", "recipe")
+    for content in ("no card", '["recipe"]', '{"format": "onnx"}'):
+        (ours / "card.json").write_text(content)
+        with pytest.raises(UserError, match=r"ours is written as a whole and holds something else \(card.json\)"):
+            require_replaceable(ours, "card.json", "recipe")
+    with pytest.raises(UserError, match="is a file"):
+        require_replaceable(ours / "card.json", "card.json", "recipe")
+
+
+def test_all_files_of_a_folder_follow_the_umask(tmp_path):
+    with atomic_folder(tmp_path / "bundle") as folder:
+        (folder / "members").mkdir()
+        for file in (folder / "a", folder / "members" / "b"):
+            file.touch(mode=0o600)
+    plain = tmp_path / "plain"
+    plain.touch()
+    for file in ("a", "members/b"):
+        assert (tmp_path / "bundle" / file).stat().st_mode == plain.stat().st_mode
 
 
 @pytest.mark.parametrize("begins", ["a folder", "nothing"])

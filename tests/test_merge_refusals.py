@@ -35,6 +35,18 @@ def test_missing_adapters_are_named_with_what_exists(outputs: Path) -> None:
     assert f"{told} paths.outputs={outputs}" in done.stderr
 
 
+def test_an_adapter_of_another_rank_is_offered(outputs: Path) -> None:
+    (outputs / "adapters" / "leaves" / ".r9-s0.killed.tmp").mkdir()
+    (outputs / "adapters" / "leaves" / ".r9-s0.killed.tmp" / "card.json").write_text("{}")
+    done = merge_process([*command(outputs, "tasks=[leaves,dots]"), "lora.rank=16"])
+    shutil.rmtree(outputs / "adapters" / "leaves" / ".r9-s0.killed.tmp")
+    assert done.returncode == 2
+    assert "no adapter of task leaves with rank 16 and seed 0" in done.stderr
+    assert "Of this task there is lora.rank=2 seed=0." in done.stderr
+    assert "python train.py task=KIND name=leaves data=... lora.rank=16 seed=0" in done.stderr
+    assert "killed" not in done.stderr
+
+
 def test_faults_of_the_command_come_first(outputs: Path) -> None:
     done = merge_process(command(outputs, "tasks=[a,a]", "merge=gram", "merge.rigde=1", "realign=deeep"))
     assert done.returncode == 2

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from launch.errors import AdapterError
+from launch.errors import AdapterError, UserError
 from lightning_modules.backbone import create_backbone
 from merging.bundle import BACKBONE, BASE
 from merging.features import read_features
@@ -89,6 +89,8 @@ def test_removing_what_was_added_leaves_no_trace(tmp_path: Path) -> None:
     assert files(tmp_path / "models" / "three")[BACKBONE] != files(start)[BACKBONE]
     assert files(tmp_path / "models" / "three")[BASE] == files(start)[BASE]
     model.remove("stone")
+    with pytest.raises(UserError, match=r"holds something else \(.*three"):
+        model.save(tmp_path / "models")
     model.save(tmp_path / "models" / "again")
     assert files(tmp_path / "models" / "again") == files(start)
 

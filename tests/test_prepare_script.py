@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -19,6 +20,7 @@ from launch.compose import Composer
 from launch.config import find_faults, first_config
 from launch.errors import UserError
 from launch.prepare_schema import PrepareConfig, tasks_of
+from tests.picture_files import write_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 SETS = ("firerisk", "utkface", "expw", "wflw", "galaxy10")
@@ -130,6 +132,14 @@ def test_the_only_set_that_cannot_be_had_is_told_once(tmp_path: Path) -> None:
     assert done.stderr.count("ExpW was not found") == 1
     assert "image/origin.7z.001" in done.stderr
     assert "by hand" in done.stderr
+
+
+def test_pictures_are_not_drawn_in_place_of_others(tmp_path: Path) -> None:
+    write_picture(tmp_path / "galaxies" / "mine.png", np.zeros((8, 8, 3), np.uint8))
+    done = prepare(tmp_path, "data=sample", "sets=[galaxy10]", "datasets.galaxy10.root=galaxies", "count=40")
+    assert done.returncode == 1
+    assert "The folder galaxies is written as a whole and holds something else (mine.png)" in done.stderr
+    assert (tmp_path / "galaxies" / "mine.png").is_file()
 
 
 def test_a_sweep_of_sets(tmp_path: Path) -> None:

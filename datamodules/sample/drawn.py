@@ -9,7 +9,7 @@ from datamodules.hashes import cpu_count
 from datamodules.locks import locked
 from datamodules.sample.write import WRITERS
 from datamodules.sources import DRAWN
-from launch.files import atomic_folder, write_json
+from launch.files import atomic_folder, require_replaceable, write_json
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +28,14 @@ def draw_set(name: str, root: Path, count: int, seed: int, workers: int | None =
         Whether it was drawn now.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or holds pictures that were not drawn.
     """
     card = {"set": name, "count": count, "seed": seed, "code": _code()}
     with locked(root):
         if _read_card(root) == card:
             log.info("%s is drawn already", root)
             return False
+        require_replaceable(root, DRAWN, "set")
         with atomic_folder(root) as folder:
             WRITERS[name](folder, count, seed, workers=cpu_count() if workers is None else workers)
             write_json(folder / DRAWN, card)
