@@ -78,6 +78,8 @@ def _run(
     arguments: Namespace,
 ) -> int:
     hydra.version.setbase(HYDRA_VERSION)
+    if arguments.experimental_rerun:
+        raise CommandError("--experimental-rerun: not here; repeat the command, and a run goes on where it stopped.")
     if arguments.multirun and (arguments.cfg or arguments.info or arguments.shell_completion):
         raise CommandError("-m runs a sweep, and --cfg, --info and --shell-completion show one job: leave one out.")
     conf = Path(arguments.config_path).absolute() if arguments.config_path else conf

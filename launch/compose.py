@@ -26,6 +26,15 @@ from launch.errors import CommandError, nearest
 
 HIDDEN_OPTIONS = {"base"}  # shared by the options of a group, not one of them
 REPLACED = ("data.classes",)  # mappings that an override sets anew; joined, the yaml's classes would stay
+JOINED = {"logger", "experiment"}  # groups of which several options make sense at once
+_PLACE = "paths.outputs=DIR says where everything goes, and each run's folder is named after its config."
+OURS = {
+    "hydra.run.dir": _PLACE,
+    "hydra.sweep.dir": _PLACE,
+    "hydra.sweep.subdir": _PLACE,
+    "hydra.output_subdir": _PLACE,
+    "hydra.job.chdir": "paths would be looked for elsewhere than they are told. paths.outputs=DIR says where to write.",
+}
 SET_BY = {"task": ("data", "name"), "sweep": ("tasks",)}  # sections that a group's options set beside their own
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, AttributeError, TypeError)
 
@@ -93,6 +102,7 @@ class Composer:
                 override = parser.parse_overrides([text])[0]
             except HydraException as error:
                 command.faults.append(f"{text}: cannot be read. {_parser_text(text, error)}")
+                command.refused.add(text.lstrip("+~").partition("=")[0])
                 continue
             if override.is_sweep_override() and not self._sweep_is_good(override, text, multirun, command.faults):
                 command.refused.add(override.key_or_group)
@@ -103,6 +113,9 @@ class Composer:
                 if not command.choices[-1] and len(command.faults) > before:
                     command.refused.add(override.key_or_group)
             elif override.is_hydra_override():
+                if override.key_or_group in OURS:
+                    command.faults.append(f"{text}: not here; {OURS[override.key_or_group]}")
+                    continue
                 command.choices.append([text])
             else:
                 command.values.append(
@@ -217,9 +230,18 @@ class Composer:
         prefix = f"{override.get_key_element()}="
         if override.is_delete():
             return [override.input_line or ""]
+        if override.is_add() and group in self.groups:
+            faults.append(f"{override.input_line}: there is a choice of {group} already; write it without the +.")
+            return []
         for chosen in self._spread(override):
             value = override.value()
             names = [str(name) for name in value] if isinstance(value, list) else [chosen]
+            if len(names) > 1 and group not in JOINED:
+                listed = ",".join(names)
+                faults.append(
+                    f"{group}=[{listed}]: one is needed. One after the other they make a sweep: -m {group}={listed}"
+                )
+                continue
             options = self.options(group)
             wrong = [name for name in names if name not in options and name != "null"]
             for name in wrong:
@@ -243,10 +265,10 @@ class Composer:
         if not multirun:
             key, _, value = text.partition("=")
             plain = re.sub(r"'([^']*)'", r"\1", value)  # quotes that ``quoted`` has put around parts
-            faults.append(
-                f"{key}={plain}: several values make a sweep, which needs -m. A list is written {key}=[{value}], "
-                f"a text with a comma in it \"{key}='{plain}'\"."
-            )
+            text_or_list = f" A list is written {key}=[{value}], a text with a comma in it \"{key}='{plain}'\"."
+            way = f" All of them at once: {key}=[{value}]." if key in JOINED else text_or_list
+            way = "" if self._is_choice(override) and key not in JOINED else way
+            faults.append(f"{key}={plain}: several values make a sweep, which needs -m.{way}")
         elif not override.is_discrete_sweep():
             faults.append(f"{text}: an interval has no end of values; name them, or use range(start,stop,step).")
         elif override.is_hydra_override():

@@ -1,6 +1,7 @@
 """A whole command checked at once, in plain words, before anything heavy is imported."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig
@@ -43,7 +44,18 @@ def find_faults(
             origin = "" if typed else composer.origin(choices, key)
             cause = f" (With {other[0]}.)" if other and other[0] not in typed else ""
             faults.append(text + origin + cause)
+    faults += _one_place(schema, command) if multirun else ()
     return list(dict.fromkeys(faults))
+
+
+def _one_place(schema: type[BaseModel], command: Command) -> Iterator[str]:
+    """What the jobs of a sweep write must not be one file or folder for all of them."""
+    jobs = math.prod([len(column) for column in command.choices] + [len(column) for column in command.values])
+    for values in command.values:
+        text = values[0].input_line or ""
+        is_given = values[0].value() is not None and "${" not in text
+        if jobs > 1 and len(values) == 1 and is_given and values[0].key_or_group in getattr(schema, "places", ()):
+            yield f"{text}: all {jobs} jobs of the sweep would write there, each in place of the last; leave it out."
 
 
 def first_config(composer: Composer, command: Command, schema: type[Any] | None = None) -> dict[str, Any]:

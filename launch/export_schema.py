@@ -48,6 +48,7 @@ class ExportConfig(Strict):
     sweep: Sweep
     paths: Paths
 
+    places: ClassVar[tuple[str, ...]] = ("output", "hub")
     checks: ClassVar[tuple[Check, ...]] = (
         (("int8", "format"), _int8),
         (("hub", "format"), _hub),

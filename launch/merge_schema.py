@@ -145,8 +145,15 @@ def _named(name: Any, save: Any, realign: Any, sets: Any, sizes: Any) -> Iterato
 
 
 def _sets(sets: Any, tasks: Any, sizes: Any, of: Any) -> Iterator[str]:
-    if sum(given is not None for given in (sets, tasks, sizes)) != 1:
+    given = sum(value is not None for value in (sets, tasks, sizes))
+    if given == 0:
         yield "tasks is missing: give tasks=[a,b] for one set, sets=[[a,b],[c,d]] for several, or sweep=pairs."
+    elif given > 1:
+        key = "tasks" if tasks is not None else "sets"
+        yield (
+            f"{key}={checks.show(tasks if tasks is not None else sets)}: tasks, sets and sweep say the same in three "
+            "ways; give one of them. All pairs of some tasks: sweep=pairs sweep.of=[a,b,c]."
+        )
     for key, names in [("tasks", tasks), ("sweep.of", of), *(("sets", names) for names in sets or [])]:
         twice = sorted({name for name in names or [] if names.count(name) > 1})
         if twice:
@@ -225,6 +232,7 @@ class MergeConfig(Strict):
     resume: Literal["auto", "restart"] = Field(description="auto (skip what is done) or restart (do it anew)")
     paths: Paths
 
+    places: ClassVar[tuple[str, ...]] = ("name",)
     checks: ClassVar[tuple[Check, ...]] = (
         (("merge",), _method),
         (("backbone.weights",), checks.weights),

@@ -40,6 +40,7 @@ class PredictConfig(Strict):
     sweep: Sweep
     paths: Paths
 
+    places: ClassVar[tuple[str, ...]] = ("output", "pictures")
     checks: ClassVar[tuple[Check, ...]] = ((("output",), _output), (("backbone.weights",), checks.weights))
 
     @property

@@ -8,7 +8,7 @@ from hydra.types import RunMode
 
 from launch import checks
 from launch.compose import Composer
-from launch.config import find_faults, first_config, validated
+from launch.config import find_faults, first_config
 from launch.schema import TrainConfig
 from launch.values import to_plain
 
@@ -361,45 +361,6 @@ def test_only_heads_on_the_frozen_backbone_read_deep_features(faults):
     (text,) = faults(*OWN, "features=deep", "lora.rank=4")
     assert text.startswith("features=deep: a head beside an adapter (lora.rank=4) reads the class token")
     assert faults(*OWN, "features=deep", "lora.rank=0") == []
-
-
-def test_sweep_checks_each_value_with_the_first_of_the_others(composer, faults):
-    found = faults(
-        *OWN, "lora.rank=0,abc,-3", "trainer=auto,ddp", "seed=range(0,3)", "task=glob(class*)", multirun=True
-    )
-    rank = "must be a whole number, 0 (head only, frozen backbone) or more."
-    assert found[0].startswith("trainer.devices=auto, trainer.strategy=ddp in a sweep (-m): Lightning starts")
-    assert found[0].endswith("(With trainer=ddp.)")
-    assert found[1:] == [f"lora.rank=abc: {rank}", f"lora.rank=-3: {rank}"]
-    command = composer.parse(["lora.rank=1,2,3", "seed=1,2,3,4", "trainer=auto,cpu"], multirun=True)
-    assert len(list(composer.points(command))) == 1 + 2 + 3 + 1
-
-
-def test_globs_leave_hidden_options_out(composer):
-    assert composer.for_hydra(["data=glob(*)"]) == [f"data={','.join(options('data'))}"]
-
-
-def test_a_broken_recipe_is_named_and_the_rest_still_checked(tmp_path):
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "typo.yaml").write_text("# @package _global_\nlora: {rnk: 8}\nseed: x\n")
-    (tmp_path / "experiment" / "gone.yaml").write_text("# @package _global_\ndefaults: [override /backbone: vit_bse]\n")
-    (tmp_path / "experiment" / "yaml.yaml").write_text("# @package _global_\nlora: {rank: 8\n")
-    composer = Composer("train", CONF, extra=str(tmp_path))
-    found = {}
-    for name in ("typo", "gone", "yaml"):
-        command = composer.parse([*OWN, f"experiment={name}", "lora.alpha=-1"], multirun=False)
-        found[name] = find_faults(composer, TrainConfig, command, multirun=False)
-    alpha = "lora.alpha=-1: must be a number above 0, or null (= rank)."
-    assert found["typo"] == [
-        alpha,
-        "lora.rnk=8: unknown key. Did you mean 'lora.rank'? (Set in experiment/typo.yaml.)",
-        "seed=x: must be a whole number from 0 to 4294967295. (Set in experiment/typo.yaml.)",
-    ]
-    assert found["gone"][0].startswith(
-        "experiment/gone.yaml: backbone=vit_bse: no such option. Did you mean 'vit_base'? Known: "
-    )
-    assert found["gone"][1:] == [alpha]
-    assert len(found["yaml"]) == 2
 
 
 def test_validated_model_of_a_composed_config(composer):
