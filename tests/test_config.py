@@ -8,7 +8,7 @@ from hydra.types import RunMode
 
 from launch import checks
 from launch.compose import Composer
-from launch.config import find_faults, first_config
+from launch.config import find_faults, first_config, validated
 from launch.schema import TrainConfig
 from launch.values import to_plain
 
