@@ -26,8 +26,8 @@ class Faults:
         if len(shown) < _SHOWN:
             shown.append(f"{file} line {line}" + (f": {detail}" if detail else ""))
 
-    def raise_if_any(self) -> None:
-        """Raises DataError with all of them."""
+    def raise_if_any(self, way: str = "Mend or remove these lines.") -> None:
+        """Raises DataError with all of them and the way out."""
         if not self.count:
             return
         parts = []
@@ -37,7 +37,7 @@ class Faults:
             parts += [f"    {text}" for text in shown]
             if total > len(shown):
                 parts.append(f"    and {total - len(shown)} more")
-        raise DataError("The CSV cannot be used as it is:\n" + "\n".join(parts) + "\nMend or remove these lines.")
+        raise DataError("The CSV cannot be used as it is:\n" + "\n".join(parts) + f"\n{way}")
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(f"{path} is not a text in UTF-8 ({error}); it may be damaged: fetch it again.") from error
 
 
-def read_csv(path: Path, name: str, faults: Faults) -> CsvFile:
-    """Opens a UTF-8 CSV; comma, semicolon or tab, whichever the header has most of.
+def read_header(path: Path) -> tuple[list[str], str]:
+    """Names of a CSV's columns, and what stands between cells: comma, semicolon or tab, the one that it has most of.
 
     Raises:
         DataError: the file is empty or unreadable, or has a column name twice.
@@ -79,7 +79,7 @@ def read_csv(path: Path, name: str, faults: Faults) -> CsvFile:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read as a CSV in UTF-8: {error}") from error
     delimiter = max(",;\t", key=first.count)
     header = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
     if not any(header):
@@ -87,6 +87,16 @@ def read_csv(path: Path, name: str, faults: Faults) -> CsvFile:
     twice = sorted({column for column in header if header.count(column) > 1})
     if twice:
         raise DataError(f"{path} has the column '{twice[0]}' twice.")
+    return header, delimiter
+
+
+def read_csv(path: Path, name: str, faults: Faults) -> CsvFile:
+    """Opens a UTF-8 CSV.
+
+    Raises:
+        DataError: see ``read_header``.
+    """
+    header, delimiter = read_header(path)
     parent = PurePosixPath(name.replace("\\", "/")).parent.as_posix()
     return CsvFile(name, "" if parent == "." else parent, header, _rows(path, name, header, delimiter, faults))
 

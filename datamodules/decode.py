@@ -51,7 +51,7 @@ def read_image(path: Path | IO[bytes], max_pixels: int = MAX_PIXELS, side: int |
             width, height = image.size
             if width * height > max_pixels:
                 raise BrokenImageError(
-                    f"{width} x {height} pixels are more than the {max_pixels:,} allowed (data.max_pixels)"
+                    f"{width} x {height} pixels are more than the {max_pixels:,} allowed (max_pixels)"
                 )
             if min(width, height) < 2:
                 raise BrokenImageError(f"only {width} x {height} pixels")

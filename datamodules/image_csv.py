@@ -101,6 +101,10 @@ class ImageCsv(Source):
                     f"There is no file {self.root / file}.{nearest(Path(file).name, here)} "
                     f"CSV files there: {', '.join(here) or 'none'}. Name the file: data.csv=FILE"
                 )
+        faults = Faults()
+        for _, file in self.files:
+            self._columns(read_csv(self.root / file, file, faults), faults)
+        faults.raise_if_any("Name the columns that there are.")
 
     def records(self) -> Records:
         """Reads the CSV files; of a picture listed in several splits only the copy in the last of them is kept.

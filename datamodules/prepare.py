@@ -96,6 +96,8 @@ def prepare_table(
     if not (table["split"] == "train").any():
         raise DataError("Nothing is left to train on.")
     counts = split_counts(table, names)
+    if unseen := [name for name in names or () if not counts["train"][name]]:
+        notes.append(f"no training example of {', '.join(unseen)}: such pictures cannot be answered rightly")
     return Prepared(table, names, _fingerprint(table, kind, names), dict(dropped), counts, notes)
 
 

@@ -27,13 +27,10 @@ from launch.errors import CommandError, nearest
 HIDDEN_OPTIONS = {"base"}  # shared by the options of a group, not one of them
 REPLACED = ("data.classes",)  # mappings that an override sets anew; joined, the yaml's classes would stay
 JOINED = {"logger", "experiment"}  # groups of which several options make sense at once
-_PLACE = "paths.outputs=DIR says where everything goes, and each run's folder is named after its config."
-OURS = {
-    "hydra.run.dir": _PLACE,
-    "hydra.sweep.dir": _PLACE,
-    "hydra.sweep.subdir": _PLACE,
-    "hydra.output_subdir": _PLACE,
-    "hydra.job.chdir": "paths would be looked for elsewhere than they are told. paths.outputs=DIR says where to write.",
+OURS = {  # Hydra's settings that would pull apart what belongs together; hydra.run.dir is Lightning's, for ddp
+    "hydra.sweep.dir": "paths.outputs=DIR says where everything goes.",
+    "hydra.sweep.subdir": "paths.outputs=DIR says where everything goes.",
+    "hydra.job.chdir": "paths would be looked for elsewhere than they are told; paths.outputs=DIR says where to write.",
 }
 SET_BY = {"task": ("data", "name"), "sweep": ("tasks",)}  # sections that a group's options set beside their own
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, AttributeError, TypeError)

@@ -157,6 +157,8 @@ def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
         )
     if corners is not None:
         _require_distance(data, corners[0], corners[1])
+    if unseen := [name for name in data.classes or () if not data.counts["train"][name]]:
+        log.warning("%s has no training example of %s: none will be told rightly", config.name, ", ".join(unseen))
     return Task(
         name=config.name,
         kind=config.task.kind,

@@ -57,8 +57,6 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
     L.seed_everything(config.seed, workers=True, verbose=False)
     require_names(sources)
     checkpoints, singles = run.path / "checkpoints", config.singles()
-    backbone, backbone_card, lora = build_adapted(config)
-    parameters = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
     images, tasks, heads, subsets = {}, {}, {}, {}
     for name, single in singles.items():
         images[name] = build_datamodule(single, sources[name])
@@ -66,8 +64,11 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
         images[name].setup()
         tasks[name] = build_task(single, images[name])
         subsets[name] = build_subsets(single, images[name])
+    backbone, backbone_card, lora = build_adapted(config)
+    parameters = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
+    for name, task in tasks.items():
         torch.manual_seed(config.seed)  # each head starts as it does alone
-        heads[name] = build_head(int(backbone.num_features), tasks[name], images[name])
+        heads[name] = build_head(int(backbone.num_features), task, images[name])
     constants = {
         stage: {
             name: task.constant_score(images[name].targets("train"), images[name].targets(stage))

@@ -64,12 +64,12 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
     L.seed_everything(config.seed, workers=True, verbose=False)
     require_names([config.name])
     rank, checkpoints = config.lora.rank, run.path / "checkpoints"
-    backbone, backbone_card, lora = build_adapted(config)
-    parameters = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
-    images = build_datamodule(config, source)
+    images = build_datamodule(config, source)  # before the backbone: a fault of the data should not wait for it
     images.prepare_data()
     images.setup()
     task = build_task(config, images)
+    backbone, backbone_card, lora = build_adapted(config)
+    parameters = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
     subsets = {task.name: build_subsets(config, images)}
     torch.manual_seed(config.seed)
     reader = DeepFeatures(backbone) if config.features == "deep" else backbone

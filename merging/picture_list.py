@@ -6,18 +6,22 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from datamodules.csv_files import read_header
 from datamodules.decode import SUFFIXES
 from launch.errors import CommandError, DataError, nearest
 
 
-def check_images(images: Sequence[str]) -> None:
-    """Cheap: looks at names only.
+def check_images(images: Sequence[str], column: str = "file") -> None:
+    """Cheap: looks at names, and at a CSV's header.
 
     Raises:
         CommandError: there is no such file or folder, or a glob that nothing matches.
+        DataError: a CSV has no such column.
     """
     for text in images:
         path = Path(text).expanduser()
+        if path.is_file() and path.suffix.lower() == ".csv":
+            _header(path, column)
         if path.exists():
             continue
         if not glob.has_magic(text):
@@ -68,15 +72,42 @@ def _walk(root: Path) -> Iterator[Path]:
                 yield Path(folder) / name
 
 
+def check_drawn(images: Sequence[str], pictures: str | None) -> None:
+    """Refuses to draw answers into a folder whose pictures are asked about: the next time they would be, too.
+
+    Raises:
+        CommandError: it is such a folder.
+    """
+    if pictures is None:
+        return
+    place = Path(pictures).expanduser().resolve()
+    for text in images:
+        folder = Path(text).expanduser()
+        if folder.is_dir() and place.is_relative_to(folder.resolve()):
+            raise CommandError(
+                f"pictures={pictures}: lies in images={text}, so that the same command would answer its own drawings "
+                "the next time. Name a folder outside."
+            )
+
+
+def _header(path: Path, column: str) -> tuple[list[str], str]:
+    names, delimiter = read_header(path)
+    if column not in names:
+        near = nearest(column, names)
+        raise DataError(
+            f"{path} has no column {column!r} but: {', '.join(names)}.{near} Name the files' one: column=NAME"
+        )
+    return names, delimiter
+
+
 def _read_csv(path: Path, column: str) -> Iterator[Path]:
+    names, delimiter = _header(path, column)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            if column not in (rows.fieldnames or []):
-                found = ", ".join(rows.fieldnames or []) or "nothing"
-                raise DataError(f"{path} has no column {column!r} but: {found}. Name the files' one: column=NAME")
+            rows = csv.DictReader(file, names, delimiter=delimiter)
+            next(rows)
             for row in rows:
-                if row[column]:
-                    yield path.parent / row[column]
+                if name := (row[column] or "").strip():
+                    yield path.parent / name
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a CSV in UTF-8: {error}.") from error

@@ -59,7 +59,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         CommandError: there are no such pictures.
         DataError: not one picture could be read.
     """
-    check_images(config.image_list)
+    check_images(config.image_list, config.column)
     model = open_model(
         config.model, config.backbone.weights, config.tasks, config.device, Path(config.paths.outputs) / "cache"
     )

@@ -9,7 +9,8 @@ import yaml  # type: ignore[import-untyped]
 
 from launch.errors import CommandError, nearest
 from launch.labels import lora_settings
-from launch.runs import SCHEMA_VERSION
+from launch.publishing import shortened
+from launch.runs import CONFIG, SCHEMA_VERSION
 from reporting.curves import read_curves, refinement_curves
 from reporting.examples import read_examples
 from reporting.rows import (
@@ -65,7 +66,7 @@ def _add_run(found: Collected, run: Path, seen: set[tuple[Any, ...]]) -> None:
     except (OSError, ValueError) as error:
         found.left_out.append((str(file), f"damaged or half-written, no JSON: {_one_line(error)}"))
         return
-    if reason := _foreign(result):
+    if reason := _foreign(result) or _cut_short(run):
         found.left_out.append((str(file), reason))
         return
     origin = _origin(run, result)
@@ -129,6 +130,16 @@ def _foreign(result: Any) -> str | None:
     if isinstance(rows, list) and rows and all(isinstance(row, dict) and "score" not in row for row in rows):
         return "advice: predictions without measured scores"
     return None
+
+
+def _cut_short(run: Path) -> str | None:
+    """What of the data a training left out; it is none of the seeds that a mean is of."""
+    try:
+        config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+        cut = shortened(config.get("trainer") or {})
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return None
+    return f"cut short by {', '.join(cut)}" if cut else None
 
 
 def _not_done(run: Path) -> str:

@@ -32,7 +32,7 @@ def faults(*overrides: str, script: str = "train", multirun: bool = False) -> li
             "logger=csv,wandb",
             "logger=csv,wandb: several values make a sweep, which needs -m. All of them at once: logger=[csv,wandb].",
         ),
-        ("hydra.run.dir=x", "hydra.run.dir=x: not here; paths.outputs=DIR says where everything goes"),
+        ("hydra.sweep.dir=x", "hydra.sweep.dir=x: not here; paths.outputs=DIR says where everything goes."),
         ("hydra.job.chdir=true", "hydra.job.chdir=true: not here; paths would be looked for elsewhere"),
     ],
 )

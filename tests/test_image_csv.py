@@ -194,7 +194,8 @@ def test_missing_columns_name_the_nearest(root: Path) -> None:
     ):
         ImageCsv(root).records()
     with pytest.raises(DataError) as caught:
-        ImageCsv(root, image_column="path", target_column="lable", group_column="who").records()
+        ImageCsv(root, image_column="path", target_column="lable", group_column="who").check()
+    assert str(caught.value).endswith("Name the columns that there are.")
     assert "no column 'path' (data.image_column)" in str(caught.value)
     assert "no column 'who' (data.group_column)" in str(caught.value)
     with pytest.raises(DataError, match="no column 'y7'"):

@@ -26,6 +26,7 @@ from launch.predict_schema import PredictConfig
 from merging import predicting
 from merging.answers import Sight, look, sights
 from merging.model import load
+from merging.picture_list import check_drawn
 from merging.predicting import predict
 from tests.conftest import SIZE
 from tests.drawn_face import scene
@@ -185,16 +186,32 @@ def test_globs_and_csv_files_name_pictures(tmp_path: Path) -> None:
     assert found[2]["error"] == "file is missing"
     with pytest.raises(DataError, match="no column 'file' but: name, n"):
         predict(config(tmp_path, model, tmp_path / "in" / "list.csv"))
+    (tmp_path / "in" / "list.csv").write_text("name ; n\nc/3.png ;1\n;2\n a/1.png;3\n")  # as data=image_csv takes it
+    found = rows(Path(predict(config(tmp_path, model, tmp_path / "in" / "list.csv", "column=name"))["output"]))
+    assert [Path(row["file"]).name for row in found] == ["3.png", "1.png"]
+
+
+def test_answers_are_not_drawn_beside_the_pictures_that_they_are_of(tmp_path: Path) -> None:
+    (tmp_path / "in" / "drawn").mkdir(parents=True)
+    with pytest.raises(CommandError, match="would answer its own drawings the next time"):
+        check_drawn([str(tmp_path / "in")], str(tmp_path / "in" / "drawn"))
+    check_drawn([str(tmp_path / "in" / "drawn")], str(tmp_path / "in"))
+    check_drawn([str(tmp_path / "in")], None)
 
 
 @pytest.mark.parametrize(
     ("script", "arguments", "told"),
     [
         ("predict", ["model=modle", "images=x"], "model=modle: there is no such folder"),
+        ("predict", ["model=model", "images=list.csv"], "has no column 'file' but: name, n."),
         ("predict", ["model=model", "images=nowhere.jpg"], "images=nowhere.jpg: there is no such file"),
         ("export", ["model=modle"], "Did you mean 'model'?"),
         ("serve", ["model=modle"], "Did you mean 'model'?"),
-        ("export", ["model=model", "output=."], "is written as a whole and holds something else (model, outputs)"),
+        (
+            "export",
+            ["model=model", "output=."],
+            "holds something else (list.csv, model, outputs)",
+        ),
         ("predict", ["model=.", "images=x"], "the folder has no card.json and is no model. Below it: model."),
     ],
 )
@@ -203,6 +220,7 @@ def test_what_is_not_there_is_told_before_torch_is_imported(
 ) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "card.json").write_text("{}")
+    (tmp_path / "list.csv").write_text("name;n\n")
     command = [sys.executable, "-X", "importtime", str(ROOT / f"{script}.py"), *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode in (1, 2)

@@ -147,6 +147,9 @@ def test_official_splits_are_kept_and_completed_from_train() -> None:
     assert (prepared.table["split"][60:] == "val").all()
     assert Counter(prepared.table["split"][:60]) == {"train": 50, "test": 10}
 
+    prepared = prepare(labelled({"a": 50, "b": 50}, split=["train"] * 40 + ["val"] * 10 + ["test"] * 50))
+    assert prepared.notes == ["no training example of b: such pictures cannot be answered rightly"]
+
     prepared = prepare(labelled({"a": 50, "b": 50}, split=["test"] * 100))
     assert Counter(prepared.table["split"]) == {"train": 68, "val": 16, "test": 16}
     assert "all examples are officially test" in prepared.notes[0]

@@ -63,6 +63,8 @@ def test_what_cannot_be_used_is_named_with_its_reason(tmp_path):
     write_train_run(tmp_path, "emotion", 0, schema_version=0, hash="1" * 10)
     write_train_run(tmp_path, "emotion", 16, schema_version=99, hash="2" * 10)
     write_train_run(tmp_path, "emotion", 64, metrics=None, hash="3" * 10)
+    short = write_train_run(tmp_path, "galaxy", 1)
+    (short / "config.yaml").write_text("trainer: {limit_test_batches: 4, max_epochs: 1}\n")
     predicted = json.dumps({"what": "predict", "schema_version": 1})
     for name, content in (("half", '{"what": "tra'), ("foreign", "[1, 2]"), ("predicted", predicted)):
         (runs / name).mkdir()
@@ -86,6 +88,7 @@ def test_what_cannot_be_used_is_named_with_its_reason(tmp_path):
         "r0-s0-1111111111": "old schema 0, this version reads 1: run its command again with resume=restart",
         "r16-s0-2222222222": "schema 99 is of a newer version",
         "r64-s0-3333333333": "unknown layout",
+        short.name: "cut short by trainer.limit_test_batches=4",
         "half": "half-written, no JSON",
         "foreign": "foreign: not a result of ours",
         "predicted": "a predict run holds no scores",
