@@ -21,20 +21,8 @@ from launch.errors import DataError
 
 POINTS = 98
 ATTRIBUTES = ["pose", "expression", "illumination", "make_up", "occlusion", "blur"]
-EYE_CORNERS = (60, 72)  # the outer ones; their distance normalises the error
 LISTS = {"train": ("list_98pt_rect_attr_train.txt", 7500), "test": ("list_98pt_rect_attr_test.txt", 2500)}
 _LISTS_FOLDER = "WFLW_annotations/list_98pt_rect_attr_train_test"
-
-
-# Each point's number after a horizontal flip.
-# fmt: off
-FLIP_INDEX_98 = [
-    32, 31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3,
-    2, 1, 0, 46, 45, 44, 43, 42, 50, 49, 48, 47, 37, 36, 35, 34, 33, 41, 40, 39, 38, 51, 52, 53, 54, 59, 58, 57, 56,
-    55, 72, 71, 70, 69, 68, 75, 74, 73, 64, 63, 62, 61, 60, 67, 66, 65, 82, 81, 80, 79, 78, 77, 76, 87, 86, 85, 84,
-    83, 92, 91, 90, 89, 88, 95, 94, 93, 97, 96,
-]
-# fmt: on
 _LISTS_ARCHIVE = RemoteFile(
     "WFLW_annotations.tar.gz", ("https://wywu.github.io/projects/LAB/support/WFLW_annotations.tar.gz",)
 )

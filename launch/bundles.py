@@ -11,6 +11,7 @@ from launch.labels import training_slug
 from launch.merge_schema import MergeConfig
 
 CARD = "card.json"
+MEMBERS = "members"  # folder of a merged model with the bundle of each adapter
 HUB = "hub:"  # a model of that beginning is fetched
 
 

@@ -84,6 +84,17 @@ def _realigned(merge: Any, realign: Any, advise: Any) -> Iterator[str]:
     )
 
 
+def _judged(merge: Any, images: Any, advise: Any) -> Iterator[str]:
+    """Of a ladder that judges heads fitted to another number of images than those that are scored."""
+    if advise is True or not isinstance(merge, dict) or "rungs" not in merge or merge.get("after") == "none":
+        return
+    if merge.get("images") != images:
+        yield (
+            f"images={images}: the ladder foretells heads that are fitted to merge.images={merge.get('images')}. Give "
+            f"merge.images={images}, too."
+        )
+
+
 def _branched_choice(merge: Any, branch_at: Any, advise: Any) -> Iterator[str]:
     """Of merges that are chosen by what one shared pass keeps, and would then be branched."""
     if branch_at is not None and advise is not True and isinstance(merge, dict) and "keep" in merge:
@@ -244,6 +255,7 @@ class MergeConfig(Strict):
         (("sweep.sizes", "sweep.of", "sweep.including"), _sizes),
         (("merge", "branch", "sets", "tasks", "sweep.sizes", "sweep.of"), _names),
         (("merge", "realign", "advise"), _realigned),
+        (("merge", "images", "advise"), _judged),
         (("merge", "branch_at", "advise"), _branched_choice),
         (("merge",), _merges),
     )

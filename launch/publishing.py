@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.bundles import CARD, bundle_path
+from launch.bundles import CARD, MEMBERS, bundle_content, bundle_path
 from launch.checks import show
 from launch.files import atomic_folder
 from launch.runs import Run, read_json
@@ -52,11 +52,22 @@ def look_for_models(_: Any, run: Run) -> None:
     """Warns where a merge that is done already would not find the models that it wrote as they were."""
     result = read_json(run.result_file) or {}
     for model in map(Path, result.get("models") or []):
-        recipe = (read_json(model / CARD) or {}).get("recipe")
-        if recipe is None:
+        card = read_json(model / CARD) or {}
+        if "recipe" not in card:
             log.warning("Its model %s is gone; resume=restart writes it anew", model)
-        elif recipe["merge"] != run.config["merge"] or recipe["images"] != run.config["images"]:
+        elif not _is_of(card, model, run, result):
             log.warning("%s holds another merge by now; resume=restart writes this one again", model)
+
+
+def _is_of(card: Mapping[str, Any], model: Path, run: Run, result: Mapping[str, Any]) -> bool:
+    recipe, tasks = card["recipe"], frozenset(card["tasks"])
+    wrote = {(frozenset(row["set"].split("+")), row["realign"]) for row in result["rows"]}
+    is_same = all(recipe[key] == run.config[key] for key in ("merge", "images"))
+    return (
+        is_same
+        and (tasks, recipe["realign"]) in wrote
+        and all(bundle_content(model / MEMBERS / task) == result["adapters"][task]["content"] for task in tasks)
+    )
 
 
 def kept_bundle(run: Run) -> Path:

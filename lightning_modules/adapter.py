@@ -11,9 +11,8 @@ from typing import Any, cast
 
 import safetensors.torch
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import SafetensorError
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from launch.bundles import CARD, bundle_content
@@ -142,39 +141,6 @@ def _read(path: Path) -> dict[str, Tensor]:
         if not torch.isfinite(value).all():
             raise AdapterError(f"{path}: tensor {name} has values that are not finite; the training diverged.")
     return tensors
-
-
-def apply_bundle(backbone: VisionTransformer, bundle: AdapterBundle) -> tuple[VisionTransformer, MLPHead]:
-    """Puts a bundle's adapter onto a split backbone in place and builds its head, both frozen, in evaluation mode.
-
-    Raises:
-        AdapterError: a tensor is missing, is not the backbone's, or has another shape.
-    """
-    if bundle.config is not None:
-        inject_adapter_in_model(bundle.config, backbone)
-        tensors = {name.removeprefix(PEFT_PREFIX): value for name, value in bundle.tensors.items()}
-        expected = {name: value.shape for name, value in _lora_state_dict(backbone).items()}
-        found = {name: value.shape for name, value in tensors.items()}
-        if expected != found:
-            wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-            raise AdapterError(
-                f"{bundle.path / ADAPTER} does not fit the backbone: {wrong[0]} is "
-                f"{found.get(wrong[0], 'missing')}, expected {expected.get(wrong[0], 'nothing of that name')} "
-                f"({len(wrong)} such tensors)."
-            )
-        set_peft_model_state_dict(backbone, tensors)
-    outputs, _ = bundle.head["output.weight"].shape
-    _, features = bundle.head["hidden.weight"].shape
-    if features != backbone.num_features:
-        raise AdapterError(
-            f"{bundle.path / HEAD} reads {features} features; the backbone gives {backbone.num_features}."
-        )
-    head = MLPHead(features, outputs)
-    try:
-        head.load_state_dict(bundle.head)
-    except RuntimeError as error:
-        raise AdapterError(f"{bundle.path / HEAD} does not fit our head: {error}") from error
-    return backbone.eval().requires_grad_(False), head.eval().requires_grad_(False)
 
 
 def _lora_state_dict(backbone: nn.Module) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """One backbone, any number of heads: pure torch, no Lightning."""
 
 from collections.abc import Iterable, Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,17 @@ class MLPHead(nn.Module):
     def _answers(self, features: Tensor) -> Tensor:
         answers = self.output(torch.relu(self.hidden(features)))
         return answers if self.scale == 1 else answers * self.scale
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> Self:
+        """The frozen head that four tensors are of, in evaluation mode.
+
+        Raises:
+            RuntimeError: they do not fit one head.
+        """
+        head = cls(state["hidden.weight"].shape[1], state["output.weight"].shape[0])
+        head.load_state_dict(dict(state))
+        return head.eval().requires_grad_(False)
 
     def plain_state_dict(self) -> dict[str, Tensor]:
         """Four float32 tensors of a head without ``scale`` that gives the same answers."""

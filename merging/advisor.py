@@ -32,17 +32,19 @@ class Disturbance:
 
     Attributes:
         by: the member that acts most on this one's inputs.
-        interference: |dW_by X| / |dW X| on this one's inputs X, root mean square over modules.
+        interference: |dW_by X| / |dW X| on this one's inputs X, root mean square over modules; None where unknown.
         conflict: the share of the members' outputs that no merged matrix can give, mean over modules.
     """
 
     by: str | None
-    interference: float
-    conflict: float
+    interference: float | None
+    conflict: float | None
 
     @property
     def reason(self) -> str:
         """In plain words."""
+        if self.interference is None or self.conflict is None:
+            return "unknown: an adapter has no Grams"
         if self.by is None:
             return "it is alone"
         if self.interference < QUIET:
@@ -93,7 +95,11 @@ def advise(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[s
     rows: list[dict[str, Any]] = []
     sets = config.chosen_sets()
     for tasks in track(sets, "Looking ahead", len(sets)):
-        told = disturbances({task: members[task] for task in tasks})
+        some = {task: members[task] for task in tasks}
+        if config.advice_images is not None and not all(member.grams for member in some.values()):
+            told = dict.fromkeys(tasks, Disturbance(None, None, None))  # images predict without
+        else:
+            told = disturbances(some)
         own = [
             {"set": "+".join(tasks), "rank": config.lora.rank, "seed": config.seed}
             | row

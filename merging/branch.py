@@ -67,7 +67,7 @@ def branch(
     together = merge(sharing) if len(sharing) > 1 else None
     ways = {}
     for task in tasks:
-        last = own[task] if task in apart or together is None else together
+        last = own[task] if task in apart or len(sharing) == 1 else together
         ways[task] = _join(merged or {}, last or {}, branching.at)
     branches = len(apart) + bool(sharing)
     return ways, 1 + (branches - 1) * (depth - branching.at) / depth

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from launch.bundles import CARD, bundle_content
+from launch.bundles import CARD, MEMBERS, bundle_content
 from launch.errors import AdapterError
 from launch.files import atomic_folder, write_json
 from launch.provenance import provenance
@@ -32,9 +32,10 @@ from merging.features import DEPTH
 from merging.fold import folded_state
 from merging.members import Member
 from merging.paired import retention_text
+from merging.views import read_view
 
-BACKBONE, HEADS, BASE, MEMBERS = "backbone.safetensors", "heads.safetensors", "base.safetensors", "members"
-SCHEMA_VERSION = 1
+BACKBONE, HEADS, BASE = "backbone.safetensors", "heads.safetensors", "base.safetensors"
+SCHEMA_VERSION = 2
 
 
 def save_merged(
@@ -139,11 +140,9 @@ def read_parts(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str,
     for name in names:
         own = {key.removeprefix(f"{name}."): value for key, value in flat.items() if key.startswith(f"{name}.")}
         try:
-            head = MLPHead(own["hidden.weight"].shape[1], own["output.weight"].shape[0])
-            head.load_state_dict(own)
+            heads[name] = MLPHead.from_state_dict(own)
         except (KeyError, IndexError, RuntimeError) as error:
             raise AdapterError(f"{path / HEADS} has no head of task {name} ({error}).") from error
-        heads[name] = head.eval().requires_grad_(False)
     return card, state, heads
 
 
@@ -169,14 +168,19 @@ def _target(module: str) -> str:
 
 
 def _task_card(member: Member) -> dict[str, Any]:
+    """All that answering needs; the members' own cards may be left behind."""
     task, card = member.task, member.bundle.card
+    view = read_view(task, card["data"].get("fit"), card)
     return {
         "kind": task.kind,
         "metric": task.metric,
         "outputs": task.outputs,
         "classes": None if task.classes is None else list(task.classes),
         "eye_corners": None if task.eye_corners is None else list(task.eye_corners),
-        "fit": card["data"].get("fit"),
+        "fit": view.fit,
+        "face_scale": view.face_scale,
+        "factor": view.factor,
+        "unit": view.unit,
         "data": {"name": card["data"]["name"], "fingerprint": card["data"]["fingerprint"]},
         "run": card.get("run"),
         "seed": card.get("seed"),

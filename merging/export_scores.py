@@ -48,7 +48,7 @@ def score_both(
 def _test_data(model: AnsweringModel, task: str, root: str | None, cache: Path) -> ImageDataModule:
     if task not in model.members:
         raise AdapterError(f"the model says nothing of the adapter of {task}")
-    member = read_member(model.members[task])
+    member = read_member(model.members[task], with_grams=False)
     told = ((member.bundle.card.get("config") or {}).get("data") or {}).get("root")
     place = root or told
     if place is None or not Path(place).expanduser().is_dir():

@@ -263,8 +263,7 @@ def _read_heads(state: Mapping[str, Tensor], names: list[str]) -> dict[str, MLPH
     heads = {}
     for name in names:
         own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-        heads[name] = MLPHead(own["hidden.weight"].shape[1], own["output.weight"].shape[0]).requires_grad_(False)
-        heads[name].load_state_dict(own)
+        heads[name] = MLPHead.from_state_dict(own)
     return heads
 
 

@@ -53,7 +53,8 @@ def ladder(
     tried: list[tuple[float, float, Outcome]] = []
     needed, earlier = 0, 0.0
     for name, own in settings.items():
-        function = functools.partial(merge_function(own | {"weights": weights}), bench)
+        given = own if own.get("weights") is not None else own | {"weights": weights}
+        function = functools.partial(merge_function(given), bench)
         (merged,) = merge_set(bench, tasks, function, [after], images)
         if merged.delta is None:
             raise CommandError(f"merge.rungs={list(rungs)}: {name} merges nothing.")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from launch.bundles import CARD
 from launch.errors import AdapterError
-from lightning_modules.adapter import ADAPTER, CONFIG, PEFT_PREFIX, AdapterBundle, load_bundle
+from lightning_modules.adapter import ADAPTER, CONFIG, HEAD, PEFT_PREFIX, AdapterBundle, load_bundle
 from lightning_modules.backbone import PARTS
 from lightning_modules.model import MLPHead
 from lightning_modules.tasks import Task
@@ -47,16 +47,25 @@ class Member:
         return self.bundle.card.get("validation") or {}
 
 
-def read_member(path: Path, fingerprint: str | None = None) -> Member:
+def read_member(path: Path, fingerprint: str | None = None, with_grams: bool = True) -> Member:
     """Reads a bundle of ours.
 
+    Args:
+        fingerprint: see ``load_bundle``.
+        with_grams: False where nothing is merged: unpacking them takes seconds to minutes.
+
     Raises:
-        AdapterError: see ``load_bundle`` and ``read_delta``; or the card says nothing of the task.
+        AdapterError: see ``load_bundle`` and ``read_delta``; or the card says nothing of the task, or the head has
+            other shapes.
     """
     bundle = load_bundle(path, fingerprint)
     delta = None if bundle.config is None else read_delta(bundle.tensors, bundle.config, path)
-    grams = load_grams(path / FILE) if (path / FILE).exists() else None
-    return Member(task_of(bundle), bundle, delta, grams, head_of(bundle))
+    grams = load_grams(path / FILE) if with_grams and (path / FILE).exists() else None
+    try:
+        head = MLPHead.from_state_dict(bundle.head)
+    except RuntimeError as error:
+        raise AdapterError(f"{path / HEAD} does not fit our head ({error}); copy or train it again.") from error
+    return Member(task_of(bundle), bundle, delta, grams, head)
 
 
 def task_of(bundle: AdapterBundle) -> Task:
@@ -79,15 +88,6 @@ def task_of(bundle: AdapterBundle) -> Task:
         raise AdapterError(f"{place} does not tell the task ({error!r}); train the adapter again.") from error
 
 
-def head_of(bundle: AdapterBundle) -> MLPHead:
-    """The bundle's head, frozen, in evaluation mode."""
-    outputs, _ = bundle.head["output.weight"].shape
-    _, features = bundle.head["hidden.weight"].shape
-    head = MLPHead(features, outputs)
-    head.load_state_dict(bundle.head)
-    return head.eval().requires_grad_(False)
-
-
 def read_delta(tensors: dict[str, Tensor], config: LoraConfig, path: Path) -> Delta:
     """A plain LoRA adapter of peft's as deltas by module of a split backbone, LoRA's scale folded into A.
 
@@ -98,8 +98,15 @@ def read_delta(tensors: dict[str, Tensor], config: LoraConfig, path: Path) -> De
         path: for messages.
 
     Raises:
-        AdapterError: DoRA, a bias, patterns of ranks or alphas, modules saved whole, or tensors that are no pair.
+        AdapterError: DoRA, a start that changes the frozen weights (PiSSA, ...), a bias, patterns of ranks or alphas,
+            modules saved whole, or tensors that are no pair.
     """
+    start = config.init_lora_weights
+    if isinstance(start, str) and start.startswith(("pissa", "olora", "corda", "loftq")):
+        raise AdapterError(
+            f"{path / CONFIG}: init_lora_weights={start} changes the frozen weights at the start, so that BA is not "
+            "what was learned. Convert it with peft's save_pretrained(path_initial_model_for_weight_conversion=...)."
+        )
     refused = {
         "use_dora": "DoRA rescales whole columns of the weight, which is no sum W + BA",
         "lora_bias": "the adapter has a bias in B, which is no part of a delta",

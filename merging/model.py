@@ -22,13 +22,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from datamodules.datamodule import normalize
-from launch.bundles import CARD
+from launch.bundles import CARD, MEMBERS
 from launch.errors import AdapterError
 from launch.files import atomic_folder, require_replaceable
 from lightning_modules.backbone import create_backbone, fingerprint
 from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.tasks import Task
-from merging.bundle import BASE, MEMBERS, read_parts, read_tensors, save_merged
+from merging.bundle import BASE, read_parts, read_tensors, save_merged
 from merging.evaluate import Merged
 from merging.features import TokenReader, class_token
 from merging.fold import folded_state
@@ -235,7 +235,7 @@ def _load_merged(folder: Path) -> AnsweringModel:
     for name, told in card["tasks"].items():
         own = folder / MEMBERS / check_name(name, folder / CARD)
         members[name] = own
-        tasks[name] = read_view(_task(name, told, folder), told.get("fit"), read_card(own) if own.is_dir() else {})
+        tasks[name] = _view(name, told, folder)
     try:
         backbone = create_backbone(card["backbone"]["name"], int(card["backbone"]["image_size"]))
         backbone.load_state_dict(state)
@@ -246,10 +246,10 @@ def _load_merged(folder: Path) -> AnsweringModel:
         raise AdapterError(f"{folder}: its weights do not fit the backbone of its card ({error}).") from error
 
 
-def _task(name: str, told: Mapping[str, Any], folder: Path) -> Task:
+def _view(name: str, told: Mapping[str, Any], folder: Path) -> View:
     try:
         classes, corners = told["classes"], told["eye_corners"]
-        return Task(
+        task = Task(
             name=name,
             kind=told["kind"],
             metric=told["metric"],
@@ -257,12 +257,13 @@ def _task(name: str, told: Mapping[str, Any], folder: Path) -> Task:
             classes=None if classes is None else tuple(classes),
             eye_corners=None if corners is None else tuple(corners),
         )
+        return View(task, told["fit"], told["face_scale"], told["factor"], told["unit"])
     except (KeyError, TypeError) as error:
         raise AdapterError(f"{folder / CARD} does not tell task {name} ({error!r}); merge it anew.") from error
 
 
 def _load_adapter(folder: Path, weights: str | None, cache: Path) -> AnsweringModel:
-    member = read_member(folder)
+    member = read_member(folder, with_grams=False)
     made = member.bundle.card["backbone"]
     frozen, _, _ = backbone_of(member.bundle, weights, cache)
     state, base = folded_state(frozen, member.delta)

@@ -44,11 +44,16 @@ def measure_robustness(answers: Callable[[float], Tensor], task: Task, targets: 
 
 
 def turned(b: Tensor, level: float, seed: int) -> Tensor:
-    """(d_out, r): B + level Q B, Q a random rotation, so that the change is level times as large on every input."""
+    """(d_out, r): B + level Q B, Q a random rotation, so that the change is level times as large on every input.
+
+    With B = U R, orthonormal U of k columns, Q U is k random orthonormal columns: no Q of (d_out, d_out) is needed.
+    """
     generator = torch.Generator().manual_seed(seed)
-    q, _ = torch.linalg.qr(torch.randn(len(b), len(b), generator=generator, dtype=torch.float64))
     exact = b.cpu().double()  # in this order, and back in the other: Apple GPUs have no float64
-    return (exact + level * (q @ exact)).to(b.dtype).to(b.device)
+    _, r = torch.linalg.qr(exact)
+    columns, signs = torch.linalg.qr(torch.randn(len(b), len(r), generator=generator, dtype=torch.float64))
+    columns = columns * signs.diagonal().sign()  # else Householder's choice of signs favours some directions
+    return (exact + level * (columns @ r)).to(b.dtype).to(b.device)
 
 
 @contextmanager

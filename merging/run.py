@@ -116,8 +116,11 @@ def merge_all(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dic
 
 
 def _expected(config: MergeConfig, opened: Bench, merges: Sequence[Merged]) -> list[dict[str, Any]]:
-    """A row for each that ``score_set`` gives; empty ones where nothing is to be predicted."""
-    if config.advice_images is None:
+    """A row for each that ``score_set`` gives; empty ones where nothing is to be predicted.
+
+    Of validation images nothing is: a prediction has read their labels.
+    """
+    if config.advice_images is None or config.split == "val":
         return [dict.fromkeys(PREDICTED) for merged in merges for _ in merged.heads]
     return predict_set(opened.bench, merges, config.advice_images)
 
@@ -131,7 +134,7 @@ def summarise(sets: Sequence[Sequence[str]], folder: Path, config: MergeConfig, 
         models += content["models"]
         if curve := content.get("curve"):
             curves["+".join(tasks)] = curve
-    show(rows)
+    show(rows, config.split)
     for model in models:
         log.info("Merged model: %s", model)
     kept = _retained(rows, rows[-1]["realign"])
@@ -161,10 +164,10 @@ def _retained(rows: Sequence[Mapping[str, Any]], realign: str) -> list[float]:
     return [row["retention"] for row in rows if row["realign"] == realign and row["retention"] is not None]
 
 
-def show(rows: Sequence[Mapping[str, Any]]) -> None:
+def show(rows: Sequence[Mapping[str, Any]], split: str = "test") -> None:
     """Prints a table for each set, prediction beside measurement, and mean and lowest retention over all of them.
 
-    A star marks a loss that the test set can show: the 95 % interval of the paired retention ends below 1.
+    A star marks a loss that the split's images can show: the 95 % interval of the paired retention ends below 1.
     """
     console = Console()
     for name in dict.fromkeys(row["set"] for row in rows):
@@ -178,8 +181,8 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
         told = f"; predictions were off by {statistics.mean(off):.3f} on average" if off else ""
         console.print(
             f"realign {realign}: mean retention {statistics.mean(retained):.3f}, lowest {min(retained):.3f} "
-            f"of {len(own)} members, {sum(map(_lost, own))} with a loss that the test set can "
-            f"show (*){told}",
+            f"of {len(own)} members, {sum(map(_lost, own))} with a loss that the "
+            f"{'test' if split == 'test' else 'validation'} set can show (*){told}",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
 
@@ -262,7 +265,7 @@ def _open(
 
 def _head_only(path: Path, member: Member) -> MLPHead | None:
     """The head on the bare backbone that a member is compared with; None where it is of other data or backbone."""
-    found = read_member(path)
+    found = read_member(path, with_grams=False)
     for part in ("backbone", "data"):
         if found.bundle.card[part]["fingerprint"] != member.bundle.card[part]["fingerprint"]:
             told = "%s was trained on another %s than %s, so head_only is left out of its rows"

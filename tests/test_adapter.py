@@ -8,10 +8,12 @@ import torch
 from peft import PeftModel
 
 from launch.errors import AdapterError, UserError
-from lightning_modules.adapter import apply_bundle, load_bundle
+from lightning_modules.adapter import load_bundle
 from lightning_modules.backbone import create_backbone, split_qkv
 from lightning_modules.lora import folded_state_dict
+from merging.members import read_member
 from tests.conftest import SIZE, TINY
+from tests.peft_bundle import apply_bundle
 
 
 def fresh():
@@ -73,6 +75,11 @@ def _without_first(tensors):
     return dict(list(tensors.items())[1:])
 
 
+def _narrower(tensors):
+    name = next(name for name in tensors if ".lora_A." in name)
+    return tensors | {name: tensors[name][:1].clone()}
+
+
 def _zero_b(tensors):
     return {name: value * 0 if ".lora_B." in name else value for name, value in tensors.items()}
 
@@ -96,7 +103,15 @@ FAULTS = {
     ),
     "missing layer": (
         lambda path: _rewrite(path / "adapter_model.safetensors", _without_first),
-        "blocks.0.attn.qkv.k.lora_A",
+        "blocks.0.attn.qkv.k has no pair of factors of one rank",
+    ),
+    "narrower layer": (
+        lambda path: _rewrite(path / "adapter_model.safetensors", _narrower),
+        "blocks.0.attn.qkv.k has no pair of factors of one rank",
+    ),
+    "head of two parts": (
+        lambda path: _rewrite(path / "head.safetensors", lambda t: t | {"output.bias": torch.ones(7)}),
+        "head.safetensors does not fit our head",
     ),
     "all-zero B": (lambda path: _rewrite(path / "adapter_model.safetensors", _zero_b), "every B is zero"),
     "NaN": (
@@ -114,7 +129,7 @@ def test_damaged_bundles_are_refused_naming_the_file(bundle, fault):
     damage, words = FAULTS[fault]
     damage(path)
     with pytest.raises(AdapterError) as error:
-        apply_bundle(fresh(), load_bundle(path, mark))
+        read_member(path, mark)
     assert words in str(error.value)
 
 

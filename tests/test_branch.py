@@ -58,6 +58,13 @@ def test_a_lone_task_beside_the_branched_ones_keeps_its_own_last_blocks() -> Non
     assert passes == pytest.approx(1 + 1 / 12)
 
 
+def test_tasks_that_share_a_merge_of_nothing_have_the_bare_backbone() -> None:
+    ways, passes = branch(["a", "b", "c"], None, lambda _: None, OWN, Branching(9, ("c",)), DEPTH)
+    assert (ways["a"], ways["b"]) == ({}, {})
+    assert list(ways["c"]) == [f"blocks.{block}.attn.qkv.k" for block in (9, 10, 11)]
+    assert passes == pytest.approx(1 + 3 / 12)
+
+
 def test_a_set_without_the_branched_tasks_is_merged_once() -> None:
     def again(names):
         raise AssertionError(names)

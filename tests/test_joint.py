@@ -13,11 +13,12 @@ from launch.compose import Composer
 from launch.config import find_faults, first_config
 from launch.publishing import publish_again
 from launch.schema import JointConfig, TrainConfig
-from lightning_modules.adapter import apply_bundle, load_bundle
+from lightning_modules.adapter import load_bundle
 from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
 from lightning_modules.module import MultiTaskModule
 from lightning_modules.tasks import Task
 from tests.conftest import SIZE, TINY
+from tests.peft_bundle import apply_bundle
 from tests.runs import draw_folder, draw_points, overrides, read_results, train_here, train_process
 
 BOTH = ("task=joint", "tasks=[leaves,dot]")

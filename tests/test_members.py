@@ -56,6 +56,7 @@ def test_rows_that_were_not_adapted_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights=pissa_niter_4 changes the frozen weights"),
         ({"use_dora": True}, "use_dora is set: DoRA rescales"),
         ({"lora_bias": True}, "lora_bias is set"),
         ({"bias": "lora_only"}, "bias=lora_only"),

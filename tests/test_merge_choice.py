@@ -1,6 +1,7 @@
 """Merges that are chosen: the ladder, the search and advice, none of which may read a test picture."""
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from datamodules.datamodule import ImageDataModule
 from launch.bundles import find_bundles
-from launch.errors import CommandError
+from launch.errors import AdapterError, CommandError
 from launch.merge_schema import Realign
 from launch.runs import describe_run
 from merging import search
@@ -171,14 +172,14 @@ def test_candidates_see_no_image_that_they_are_judged_on(outputs: Path, monkeypa
 
 @pytest.fixture
 def no_test_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever reads a picture of the test set fails."""
-    plain = ImageDataModule.plain_dataloader
+    """Whoever reads a picture or a label of the test set fails."""
+    plain = ImageDataModule._rows
 
-    def watched(self: ImageDataModule, split: str, count: int | None = None) -> Any:
+    def watched(self: ImageDataModule, split: str) -> Any:
         assert split != "test"
-        return plain(self, split, count)
+        return plain(self, split)
 
-    monkeypatch.setattr(ImageDataModule, "plain_dataloader", watched)
+    monkeypatch.setattr(ImageDataModule, "_rows", watched)  # of pictures and of labels
 
 
 def advise_here(arguments: list[str]) -> dict[str, Any]:
@@ -202,6 +203,33 @@ def test_advice_reads_no_test_picture_and_names_a_merge(outputs: Path, no_test_p
     chosen = {(row["method"], row["realign"]) for row in result["rows"] if row["recommended"]}
     assert len(chosen) == 1
     assert all(row["reason"] and row["low"] <= row["predicted"] <= row["high"] for row in result["rows"])
+
+
+def test_advice_by_images_needs_no_grams(outputs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "leaves"
+    shutil.copytree(outputs / "adapters" / "leaves" / "r2-s0", folder)
+    (folder / "grams.safetensors").unlink()
+    given = ["advise=true", "tasks=[leaves,level]", f"+adapters.leaves={folder}"]
+    rows = advise_here(command(outputs, *given, "candidates=[cat]"))["rows"]
+    assert {row["reason"] for row in rows} == {"unknown: an adapter has no Grams"}
+    with pytest.raises(AdapterError, match="leaves"):
+        advise_here(command(outputs, *given, "candidates=[gram]"))
+
+
+def test_a_rungs_own_weights_are_its_own(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    plain = merge_function
+
+    def watched(settings: Any) -> Any:
+        seen.append(settings.get("weights"))
+        return plain(settings)
+
+    monkeypatch.setattr("merging.ladder.merge_function", watched)
+    rungs = "merge.rungs=[{cat:{weights:{dots:0.5,level:1.0}}},average]"
+    given = ["merge=ladder", rungs, "merge.after=none", "merge.keep=2.0", "merge.weights={dots:1.0,level:0.9}"]
+    config = merge_config(command(outputs, *given, "tasks=[dots,level]"))
+    merge_function(config.merge)(open_bench(config, find_bundles(config)).bench, ["dots", "level"])
+    assert seen == [{"dots": 0.5, "level": 1.0}, {"dots": 1.0, "level": 0.9}]
 
 
 def test_advice_without_images_opens_no_data(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

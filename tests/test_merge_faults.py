@@ -27,6 +27,7 @@ def faults(*given: str) -> list[str]:
         (["merge=ladder", "merge.rungs=[{svd:{rank:2}},{tsw:{rank:2}}]", "realign=deep"], "there is no merge tsw."),
         (["merge=search", "merge.candidates=[cta]", "realign=deep"], "there is no merge cta. Did you mean 'cat'?"),
         (["merge=ladder"], "realign=none: the merge is chosen by what is left after realign=deep."),
+        (["merge=ladder", "realign=deep", "images=200"], "images=200: the ladder foretells heads that are fitted to"),
         (
             ["merge=ladder", "realign=deep", "branch_at=2"],
             "branch_at=2: the ladder foretells a merge of one pass.",

@@ -1,5 +1,6 @@
 """``merge.py`` on drawn pictures: rows, realignment, resuming and saving."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -251,6 +252,16 @@ def test_the_same_merge_gives_the_same_bytes(outputs: Path, tmp_path: Path) -> N
     assert files[0] == files[1]
 
 
+def test_what_validation_images_show_is_neither_predicted_nor_said_of_the_test_set(
+    outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result, _ = merge_here(command(outputs, "merge=cat", "tasks=[leaves,level]", "split=val", "save=false"))
+    assert {row["predicted"] for row in result["rows"]} == {None}
+    told = capsys.readouterr().out
+    assert "a loss that the validation set can show" in told
+    assert "test set" not in told
+
+
 def test_bf16_scores_are_near_float32(outputs: Path) -> None:
     pair = ["merge=cat", "tasks=[leaves,level]", "save=false"]
     exact, _ = merge_here(command(outputs, *pair))
@@ -267,9 +278,29 @@ def test_a_done_merge_tells_of_models_that_are_gone_or_others_by_now(
     write_json(run.result_file, result)
     look_for_models(None, run)
     assert not caplog.text
+    kept = model.rename(model.with_suffix(".kept"))
     merge_here(command(outputs, "merge=cat", "tasks=[dots,leaves]", "realign=deep", "images=12"))
     look_for_models(None, run)
     assert f"{model} holds another merge by now; resume=restart" in caplog.text
+    shutil.rmtree(model)
+    kept.rename(model)
+    caplog.clear()
+    look_for_models(None, run)
+    assert not caplog.text
+    card = json.loads((model / "card.json").read_text())
+    for change in (lambda card: card["recipe"].update(realign="none"), lambda card: card["tasks"].pop("dots")):
+        other = copy.deepcopy(card)
+        change(other)
+        write_json(model / "card.json", other)
+        caplog.clear()
+        look_for_models(None, run)
+        assert "holds another merge by now" in caplog.text
+    write_json(model / "card.json", card)
+    with (model / "members" / "dots" / "head.safetensors").open("ab") as file:
+        file.write(b" ")  # an adapter trained anew
+    caplog.clear()
+    look_for_models(None, run)
+    assert "holds another merge by now" in caplog.text
     shutil.rmtree(model)
     look_for_models(None, run)
     assert f"Its model {model} is gone; resume=restart" in caplog.text

@@ -37,6 +37,13 @@ def test_all_tasks_answer_in_one_pass(tmp_path: Path, images: Tensor) -> None:
     assert (model.tasks["age"].factor, model.tasks["age"].unit) == (10.0, "years")
 
 
+def test_a_model_answers_alike_without_its_members(tmp_path: Path) -> None:
+    folder = merged(tmp_path, ["age", "leaves", "points"])
+    whole = load(folder)
+    shutil.rmtree(folder / "members")
+    assert load(folder).tasks == whole.tasks
+
+
 def test_bytes_and_normalised_images_mean_the_same(tmp_path: Path) -> None:
     model = load(merged(tmp_path, ["age", "leaves"]))
     pixels = torch.randint(0, 256, (2, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -35,6 +35,18 @@ def test_a_turned_factor_changes_every_output_by_the_level() -> None:
     assert not torch.allclose(turned(b, 0.7, seed=1), turned(b, 0.7, seed=2))
 
 
+@pytest.mark.parametrize("rank", [3, 20])
+def test_all_turns_are_alike_in_all_directions(rank: int) -> None:
+    """Q B with a uniform Q: B^T B is kept, and the mean over many turns is 0 with equal variance in each output."""
+    b = torch.randn(12, rank, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    changes = torch.stack([turned(b, 1.0, seed) - b for seed in range(400)])
+    for change in changes[:3]:
+        torch.testing.assert_close(change.T @ change, b.T @ b)
+    assert changes.mean(0).norm() < 0.15 * b.norm()  # 1 / sqrt(400) of it, give or take
+    shares = changes.square().sum(2).mean(0) / b.square().sum()
+    assert (shares * 12).tolist() == pytest.approx([1.0] * 12, abs=0.25)
+
+
 def test_factors_on_apples_gpus_are_turned_too() -> None:
     b = torch.randn(12, 3)
     assert torch.equal(turned(b.as_subclass(AppleTensor), 0.7, seed=1), turned(b, 0.7, seed=1))

@@ -22,7 +22,7 @@ from launch.publishing import publish_again, shortened
 from launch.runs import content_hash
 from launch.schema import TrainConfig
 from lightning_modules import building, training
-from lightning_modules.adapter import apply_bundle, load_bundle
+from lightning_modules.adapter import load_bundle
 from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
 from lightning_modules.building import autocast_type, resolve_precision
 from lightning_modules.lora import folded_state_dict
@@ -33,6 +33,7 @@ from merging.answer_files import columns
 from merging.grams import load_grams
 from merging.robustness import LEVELS
 from tests.conftest import SIZE, TINY
+from tests.peft_bundle import apply_bundle
 from tests.runs import ROOT, draw_points, leaves, overrides, read_results, train_command, train_here, train_process
 from train import weights_content
 

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from datamodules.prepare import prepare_table
-from datamodules.wflw import ATTRIBUTES, EYE_CORNERS, FLIP_INDEX_98, Wflw
+from datamodules.sample.landmarks98 import EYE_CORNERS, FLIP
+from datamodules.wflw import ATTRIBUTES, Wflw
 from launch.errors import DataError, DatasetNotFoundError
 
 FOLDER = "WFLW_annotations/list_98pt_rect_attr_train_test"
@@ -87,16 +88,19 @@ def test_keys_of_test_faces_do_not_depend_on_the_train_list(tmp_path: Path) -> N
     assert both["key"].is_unique
 
 
-def test_the_flip_is_an_involution_that_mirrors_a_face() -> None:
-    assert sorted(FLIP_INDEX_98) == list(range(98))
-    assert [FLIP_INDEX_98[other] for other in FLIP_INDEX_98] == list(range(98))
-    assert FLIP_INDEX_98[EYE_CORNERS[0]] == EYE_CORNERS[1]
-    assert [point for point, other in enumerate(FLIP_INDEX_98) if point == other] == [
+def test_the_tasks_flip_is_an_involution_that_mirrors_a_face() -> None:
+    task = OmegaConf.load(Path(__file__).parents[1] / "conf" / "task" / "landmarks.yaml")
+    flip, corners = list(task.flip_index), tuple(task.eye_corners)
+    assert (flip, corners) == (FLIP.tolist(), EYE_CORNERS), "the drawn faces have an order of their own"
+    assert sorted(flip) == list(range(98))
+    assert [flip[other] for other in flip] == list(range(98))
+    assert flip[corners[0]] == corners[1]
+    assert [point for point, other in enumerate(flip) if point == other] == [
         16, 51, 52, 53, 54, 57, 79, 85, 90, 94,
     ]  # fmt: skip
     parts = [(0, 33), (33, 51), (51, 60), (60, 76), (76, 96), (96, 98)]
     for start, end in parts:
-        assert sorted(FLIP_INDEX_98[start:end]) == list(range(start, end))
+        assert sorted(flip[start:end]) == list(range(start, end))
 
 
 def test_a_list_that_is_no_text_is_named(tmp_path: Path) -> None:
@@ -131,9 +135,3 @@ def test_faults(tmp_path: Path) -> None:
         source.records()
     with pytest.raises(DataError, match=r"data\.box_scale=0 must be more than 0"):
         Wflw(root=tmp_path, box_scale=0)
-
-
-def test_the_tasks_yaml_has_the_same_order_and_corners() -> None:
-    task = OmegaConf.load(Path(__file__).parents[1] / "conf" / "task" / "landmarks.yaml")
-    assert list(task.flip_index) == FLIP_INDEX_98
-    assert tuple(task.eye_corners) == EYE_CORNERS
