@@ -45,7 +45,8 @@ def expand(
     for name in names:
         if name not in options:
             faults.append(
-                f"tasks={show(names)}: {name}: no such task.{nearest(name, options)} Known: {known(options)}."
+                f"tasks={show(names)}: {name}: no such task.{nearest(name, options)} Known: {known(options)}. "
+                f"One of your own needs a file: conf/task/{name}.yaml, or DIR/task/{name}.yaml with --config-dir DIR."
             )
     for name in given:
         if name not in names:

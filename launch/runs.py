@@ -27,7 +27,8 @@ from launch.provenance import provenance
 SCHEMA_VERSION = 1
 CONFIG = "config.yaml"
 REPORTED = ("task.units", "task.subsets")  # in which further numbers the same scores are told
-# Keys that do not decide the result: where it goes, how it is watched, which processor computes it, what else is told.
+# Keys that do not decide the result: where it goes (where the data lies says which data it is), how it is watched,
+# which processor computes it, what else is told.
 NOT_HASHED = (
     *REPORTED, "paths", "logger", "resume", "device", "data.num_workers", "data.download", "data.cache_root",
     "trainer.accelerator", "trainer.strategy", "trainer.enable_progress_bar",
@@ -51,7 +52,8 @@ class Run:
     Attributes:
         path: the run's folder; it exists, unless the run is not kept.
         name: the folder's name, ``<what>-<title>-<hash>``.
-        hash: ten hex digits over everything that decides the result; stable from machine to machine.
+        hash: ten hex digits over everything that decides the result; the same on each machine that has the data at
+            the same path.
         config: the validated config as plain values.
         resume: whether an earlier attempt may have left something in ``path`` to go on from.
         group: name of the sweep that the run belongs to, the same whenever the sweep is run; None for a single run.
@@ -101,6 +103,9 @@ def content_hash(what: str, config: dict[str, Any], inputs: Mapping[str, str] | 
                 node = node.get(parent) if isinstance(node, dict) else None
             if isinstance(node, dict):
                 node.pop(last, None)
+        data = part.get("data")
+        if isinstance(data, dict) and isinstance(data.get("root"), str):
+            data["root"] = os.path.normpath(data["root"])  # ./x and x/ are one folder
     sweep = kept.pop("sweep", None) or {}
     if sweep.get("sizes") is not None:
         kept["sweep"] = {key: sweep.get(key) for key in SETS_OF_SWEEP}

@@ -119,11 +119,11 @@ def build_app(
     async def refused(_: Request, error: HTTPException) -> Response:
         return fault(error.status_code, str(error.detail))
 
-    @app.get("/")
+    @app.api_route("/", methods=["GET", "HEAD"])  # HEAD: watchers of services ask so
     async def index() -> Response:
         return HTMLResponse(html)
 
-    @app.get("/model")
+    @app.api_route("/model", methods=["GET", "HEAD"])
     async def describe() -> Response:
         tasks = {
             name: {"kind": view.task.kind, "classes": view.task.classes, "unit": view.unit}
@@ -146,7 +146,9 @@ def build_app(
             if not isinstance(picture, UploadFile):
                 return fault(400, "There is no file in the form's field 'picture'.")
             content = await picture.read(max_bytes + 1)
-            wants_faces = str(form.get("faces", "detect" if faces else "none")) == "detect"
+            looks = form.get("faces", "detect" if faces else "none")
+            if looks not in ("detect", "none"):
+                return fault(400, "The form's field 'faces' is detect or none.")
             draw = str(form.get("draw", "")) == "true"
             name = (picture.filename or "picture")[-200:]
         if len(content) > max_bytes:
@@ -154,7 +156,7 @@ def build_app(
 
         from starlette.concurrency import run_in_threadpool
 
-        told = await run_in_threadpool(_answer, model, content, name, wants_faces, draw, max_pixels, lock)
+        told = await run_in_threadpool(_answer, model, content, name, looks == "detect", draw, max_pixels, lock)
         return fault(422, told) if isinstance(told, str) else JSONResponse(told)
 
     return app

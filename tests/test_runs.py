@@ -88,6 +88,7 @@ def test_while_it_runs_the_state_is_running(describe):
         ("sweep", {"name": "x"}, True),
         ("data", {"root": "x", "batch_size": 64, "num_workers": 3}, True),
         ("data", {"root": "x", "batch_size": 64, "download": True, "cache_root": "elsewhere"}, True),
+        ("data", {"root": "./y/../x/", "batch_size": 64, "num_workers": "auto"}, True),
         ("task", {"kind": "regression", "units": {"years": 10.0}, "subsets": None}, True),
         ("trainer", {"devices": [2], "accelerator": "cpu", "max_epochs": 2, "enable_progress_bar": False}, True),
         ("trainer", {"devices": 2, "accelerator": "auto", "max_epochs": 2}, False),

@@ -70,6 +70,7 @@ def test_the_page_names_the_tasks_and_escapes_names(client: TestClient) -> None:
     assert "<b>model</b>" not in reply.text
     assert "default-src 'none'" in reply.headers["content-security-policy"]
     assert client.get("/model").json()["tasks"]["leaves"]["classes"] == ["oak", "elm", "ash"]
+    assert [client.head(path).status_code for path in ("/", "/model")] == [200, 200]
 
 
 def bomb() -> bytes:
@@ -108,6 +109,8 @@ def test_hostile_requests_are_refused(client: TestClient) -> None:
     assert client.post("/answer", content=deep, headers={"content-type": "application/json"}).status_code == 400
     assert client.post("/answer", data={"picture": "/etc/passwd"}, files={"x": b"1"}).status_code == 400
     assert client.post("/answer", files={"picture": png()}, data={"faces": "x" * 5000}).status_code == 400
+    reply = client.post("/answer", files={"picture": png()}, data={"faces": "bogus"})
+    assert (reply.status_code, reply.json()) == (400, {"error": "The form's field 'faces' is detect or none."})
     assert client.post("/answer", files=[("picture", png()), ("picture", png())]).status_code == 400
     broken = client.post("/answer", content=b"--x\r\n", headers={"content-type": "multipart/form-data"})
     assert (broken.status_code, list(broken.json())) == (400, ["error"])
