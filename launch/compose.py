@@ -262,9 +262,9 @@ class Composer:
         if not multirun:
             key, _, value = text.partition("=")
             plain = re.sub(r"'([^']*)'", r"\1", value)  # quotes that ``quoted`` has put around parts
-            text_or_list = f" A list is written {key}=[{value}], a text with a comma in it \"{key}='{plain}'\"."
-            way = f" All of them at once: {key}=[{value}]." if key in JOINED else text_or_list
-            way = "" if self._is_choice(override) and key not in JOINED else way
+            way = f" A list is written {key}=[{value}], a text with a comma in it \"{key}='{plain}'\"."
+            if self._is_choice(override):
+                way = f" All of them at once: {key}=[{value}]." if key in JOINED else ""
             faults.append(f"{key}={plain}: several values make a sweep, which needs -m.{way}")
         elif not override.is_discrete_sweep():
             faults.append(f"{text}: an interval has no end of values; name them, or use range(start,stop,step).")

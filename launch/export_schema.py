@@ -48,6 +48,7 @@ class ExportConfig(Strict):
     sweep: Sweep
     paths: Paths
 
+    # keys that name what one job writes: the jobs of a sweep must not share it
     places: ClassVar[tuple[str, ...]] = ("output", "hub")
     checks: ClassVar[tuple[Check, ...]] = (
         (("int8", "format"), _int8),

@@ -243,6 +243,7 @@ class MergeConfig(Strict):
     resume: Literal["auto", "restart"] = Field(description="auto (skip what is done) or restart (do it anew)")
     paths: Paths
 
+    # keys that name what one job writes: the jobs of a sweep must not share it
     places: ClassVar[tuple[str, ...]] = ("name",)
     checks: ClassVar[tuple[Check, ...]] = (
         (("merge",), _method),

@@ -40,6 +40,7 @@ class PredictConfig(Strict):
     sweep: Sweep
     paths: Paths
 
+    # keys that name what one job writes: the jobs of a sweep must not share it
     places: ClassVar[tuple[str, ...]] = ("output", "pictures")
     checks: ClassVar[tuple[Check, ...]] = ((("output",), _output), (("backbone.weights",), checks.weights))
 
