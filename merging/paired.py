@@ -1,6 +1,7 @@
 """How sure a measured retention is: the merged and the single model's answers on the same test images, drawn anew."""
 
 import math
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -10,6 +11,7 @@ from lightning_modules.metrics import NormalizedMeanError
 from lightning_modules.tasks import HIGHER_IS_BETTER, Task
 
 ROUNDS = 1000
+AT_ONCE = 100  # samples: of 20,000 test images 16 MB
 
 
 def retention(metric: str, score: float, single: float) -> float:
@@ -50,9 +52,11 @@ def retention_interval(
         Its ends; infinite where the single model scores nothing in that many drawn samples.
     """
     groups = torch.arange(len(target)) if groups is None else groups
-    counts = _draws(int(groups.max()) + 1, rounds, seed)[:, groups]
-    one, two = (_scores(task, outputs.double(), target, counts) for outputs in (single, merged))
-    kept = [retention(task.metric, new, own) for new, own in zip(two.tolist(), one.tolist(), strict=True)]
+    kept = []
+    for drawn in _draws(int(groups.max()) + 1, rounds, seed):
+        counts = drawn[:, groups]
+        one, two = (_scores(task, outputs.double(), target, counts) for outputs in (single, merged))
+        kept += [retention(task.metric, new, own) for new, own in zip(two.tolist(), one.tolist(), strict=True)]
     finite = [value for value in kept if math.isfinite(value)]
     if not finite:
         return float("inf"), float("inf")
@@ -61,10 +65,12 @@ def retention_interval(
     return low, high if len(kept) - len(finite) <= 0.025 * len(kept) else float("inf")
 
 
-def _draws(n: int, rounds: int, seed: int) -> Tensor:
-    """(rounds, n) how often each of n is drawn, each row a sample of n with replacement."""
-    drawn = torch.randint(n, (rounds, n), generator=torch.Generator().manual_seed(seed))
-    return torch.zeros(rounds, n, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(rounds, n).double())
+def _draws(n: int, rounds: int, seed: int) -> Iterator[Tensor]:
+    """How often each of n is drawn, each row a sample of n with replacement; ``AT_ONCE`` rows (k, n) at a time."""
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, rounds, AT_ONCE):
+        drawn = torch.randint(n, (min(AT_ONCE, rounds - start), n), generator=generator)
+        yield torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(drawn.shape).double())
 
 
 def _scores(task: Task, outputs: Tensor, target: Tensor, counts: Tensor) -> Tensor:

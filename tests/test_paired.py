@@ -37,7 +37,7 @@ CASES = [
 @pytest.mark.parametrize(("kind", "metric"), CASES)
 def test_each_drawn_sample_has_the_score_that_the_metric_gives_it(kind: str, metric: str) -> None:
     task, near, _, target = _case(kind, metric)
-    counts = _draws(N, 20, seed=1)
+    (counts,) = _draws(N, 20, seed=1)
     found = _scores(task, near.double(), target, counts)
     for row, score in zip(counts, found.tolist(), strict=True):
         rows = torch.repeat_interleave(torch.arange(N), row.long())
