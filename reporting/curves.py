@@ -19,9 +19,9 @@ def read_curves(run: Path, result: dict[str, Any], origin: int) -> list[dict[str
     task, metric = result["task"]["name"], result["metric"]
     name = f"val/{task}/{metric}"
     values: dict[int, float] = {}
-    files = (run / "csv").glob("version_*/metrics.csv")
-    for file in sorted(files, key=lambda path: int(path.parent.name.removeprefix("version_") or 0)):
-        for line in _lines(file):
+    files = {path.parent.name.removeprefix("version_"): path for path in (run / "csv").glob("version_*/metrics.csv")}
+    for version in sorted((name for name in files if name.isdecimal()), key=int):
+        for line in _lines(files[version]):
             try:
                 epoch, value = int(float(line["epoch"])), float(line[name])
             except (KeyError, TypeError, ValueError):

@@ -25,13 +25,22 @@ def read_examples(run: Path, origin: int, left_out: list[tuple[str, str]]) -> li
     if not file.exists():
         return []
     try:
-        listed = _first(json.loads(file.read_text(encoding="utf-8")))
+        listed = _first(json.loads(file.read_text(encoding="utf-8"), parse_constant=no_number))
         return [{**_known(item), "image": _thumbnail(file.parent / item["image"]), "origin": origin} for item in listed]
     except (OSError, ValueError, KeyError, TypeError, UnidentifiedImageError) as error:
         left_out.append(
             (str(file), f"examples cannot be read: {str(error).splitlines()[0] if str(error) else error!r}")
         )
         return []
+
+
+def no_number(text: str) -> float:
+    """For ``json.loads(parse_constant=...)``: NaN and Infinity are no JSON, and a page with them cannot be read.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"{text} is no number in JSON")
 
 
 def _first(items: list[dict[str, Any]]) -> list[dict[str, Any]]:

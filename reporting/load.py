@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from launch.labels import lora_settings
 from launch.publishing import shortened
 from launch.runs import CONFIG, SCHEMA_VERSION
 from reporting.curves import read_curves, refinement_curves
-from reporting.examples import read_examples
+from reporting.examples import no_number, read_examples
 from reporting.rows import (
     MERGE_DEMANDED,
     TRAIN_DEMANDED,
@@ -37,6 +38,7 @@ def collect(folders: list[Path]) -> Collected:
     """
     found = Collected()
     seen: set[tuple[Any, ...]] = set()
+    read: set[Path] = set()
     for folder in folders:
         if folder.is_file():
             raise CommandError(f"folders: {folder} is a file; name its folder, {folder.parent}.")
@@ -47,19 +49,46 @@ def collect(folders: list[Path]) -> Collected:
             )
         runs = [folder] if (folder / "result.json").exists() else sorted((folder / "runs").glob("*"))
         for run in runs:
-            if run.is_dir() and not run.name.startswith("."):
+            if run.is_dir() and not run.name.startswith(".") and run.resolve() not in read:
+                read.add(run.resolve())
                 _add_run(found, run, seen)
     for folder in folders:  # after all runs, which know more of their rows than a table does
         for file in sorted(folder.glob("*.csv")):
             _add_csv(found, file, seen)
     found.merges = list(fill_retention(found.merges, found.trains))
+    _keep_one_each(found)
     return found
+
+
+def _keep_one_each(found: Collected) -> None:
+    """Of one merge of the same adapters the rows with the most images: others are trials, and no further seeds.
+
+    Rows that ``fill_retention`` has made of a run, and a table holds already, are taken once, too.
+    """
+    most: dict[tuple[Any, ...], int] = {}
+    for row in found.merges:
+        most[_key("merge", row | {"images": None})] = max(
+            most.get(_key("merge", row | {"images": None}), 0), row["images"] or 0
+        )
+    kept, seen, fewer = [], set(), Counter[str]()
+    for row in found.merges:
+        told = (*_key("merge", row), f"{row['score']:.6g}")
+        if (row["images"] or 0) < most[_key("merge", row | {"images": None})]:
+            fewer[found.origins[row["origin"]]["file"]] += 1
+        elif told not in seen:
+            seen.add(told)
+            kept.append(row)
+    found.merges = kept
+    for file, count in fewer.items():
+        found.left_out.append(
+            (file, f"{count} rows: the same merges of the same adapters were measured on more images")
+        )
 
 
 def _add_run(found: Collected, run: Path, seen: set[tuple[Any, ...]]) -> None:
     file = run / "result.json"
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
+        result = json.loads(file.read_text(encoding="utf-8"), parse_constant=no_number)
     except FileNotFoundError:
         found.left_out.append((str(run), _not_done(run)))
         return
@@ -115,6 +144,8 @@ def _foreign(result: Any) -> str | None:
     if not isinstance(result, dict) or "what" not in result:
         return "foreign: not a result of ours (it has no `what`)"
     version = result.get("schema_version")
+    if version is not None and not isinstance(version, int):
+        return f"foreign: schema_version is {version!r}, no number"
     if version is None or version < SCHEMA_VERSION:
         return (
             f"old schema {version}, this version reads {SCHEMA_VERSION}: run its command again with resume=restart "

@@ -141,13 +141,6 @@ def sections(found: Collected) -> dict[str, list[Any]]:
         place["Retention"].insert(
             0, wr.ScalarChart(title="best mean retention", metric=wr.SummaryMetric("retention/best"))
         )
-        columns = [wr.ParallelCoordinatesPlotColumn(wr.Config("lora.rank"), display_name="rank")]
-        columns += [wr.ParallelCoordinatesPlotColumn(wr.Config("seed"), display_name="seed")]
-        columns += [
-            wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(f"retention/{name}"), display_name=name)
-            for name in means(kept, method_label)
-        ]
-        place["Cost"].append(wr.ParallelCoordinatesPlot(title="rank, seed, retention", columns=columns))
     if found.trains:
         tasks = sorted({(row["task"], row["metric"]) for row in found.trains if row["primary"]})
         place["Training"] = [

@@ -207,7 +207,8 @@ def _realigned_lines(start: str, rows: Sequence[Row], there: int) -> list[str]:
                 if some:
                     best = (realign != "none", statistics.fmean(row["retention"] for row in some))
                     counts.add(len(some))
-            seconds = [row["seconds"] for row in own if row["seconds"] is not None and row["realign"] == _timed(own)]
+            timed = _of_most_images(row for row in own if row["realign"] == _timed(own))
+            seconds = [row["seconds"] for row in timed if row["seconds"] is not None]
             seeds = sorted({row["seed"] for row in own})
             told = f"{images}, {for_heads}" if for_heads not in (0, images) else images
             some_only = "" if max(counts) == there * len(seeds) else f" ({max(counts)} of {there * len(seeds)})"

@@ -35,6 +35,20 @@ def test_mode_is_offline_unless_logged_in(monkeypatch, tmp_path):
     assert wandb_mode("online") == "disabled"
 
 
+def test_a_login_to_a_server_of_ones_own_counts(monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_CONFIG_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".netrc").write_text("machine wandb.example.org login user password secret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert wandb_mode("auto") == "offline"
+    settings = tmp_path / ".config" / "wandb" / "settings"  # as `wandb login --host` leaves it
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[default]\nbase_url = https://wandb.example.org\n")
+    assert wandb_mode("auto") == "online"
+    settings.write_text("no settings")
+    assert wandb_mode("auto") == "offline"
+
+
 def test_an_api_key_is_a_login(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     assert wandb_mode("auto") == "online"

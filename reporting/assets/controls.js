@@ -83,16 +83,17 @@ function filterBox(name) {
   return box;
 }
 
+function chooseAll() {
+  ownMetric = true;
+  for (const name of FILTERS) chosen[name] = atFirst(name);
+}
+
 function buildFilters() {
   const form = document.getElementById("filters");
   if (!everything.length) return;
   for (const name of FILTERS) if (valuesOf[name].length > 1) form.append(filterBox(name));
   const reset = element("button", { type: "button", id: "reset" }, "reset");
-  reset.addEventListener("click", () => {
-    ownMetric = true;
-    for (const name of FILTERS) chosen[name] = atFirst(name);
-    changed();
-  });
+  reset.addEventListener("click", () => { chooseAll(); changed(); });
   form.append(reset, element("span", { class: "count", id: "count", role: "status" }));
   form.addEventListener("submit", (event) => event.preventDefault());
   document.addEventListener("click", (event) => form.querySelectorAll("details[open]").forEach((box) => { if (!box.contains(event.target)) box.open = false; }));
@@ -191,6 +192,18 @@ document.querySelectorAll("[data-rows]").forEach((button) => button.addEventList
 }));
 addEventListener("beforeprint", () => { document.querySelectorAll("details.table").forEach((box) => { box.open = true; }); });
 matchMedia("print").addEventListener("change", draw);
+
+addEventListener("hashchange", () => {  // another view's address was opened where the page is open already
+  const given = new URLSearchParams(location.hash.slice(1));
+  if (!FILTERS.some((name) => given.has(name))) return;
+  chooseAll();
+  readAddress();
+  changed();
+});
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();  // the address holds the filters
+  document.getElementById("figures").focus();
+});
 
 readAddress();
 buildFilters();

@@ -159,7 +159,8 @@ function advisorFigure({ kept }, width) {
   const off = mean(rows.map((row) => Math.abs(row.predicted - row.retention)));
   const bounded = rows.filter((row) => known(row.low) && known(row.high));
   const inside = bounded.filter((row) => row.low <= row.retention && row.retention <= row.high).length;
-  const order = rows.length > 2 ? `; rank correlation ${correlation(rows.map((row) => row.retention), rows.map((row) => row.predicted)).toFixed(2)}` : "";
+  const rho = correlation(rows.map((row) => row.retention), rows.map((row) => row.predicted));
+  const order = rows.length > 2 && Number.isFinite(rho) ? `; rank correlation ${rho.toFixed(2)}` : "";
   const text = `${rows.length} predictions, off by ${off.toFixed(3)} on average${bounded.length ? `; ${Math.round((100 * inside) / bounded.length)} % of ${bounded.length} measurements lie in the predicted interval` : ""}${order}.`;
   return [plot({ title: "Advisor's prediction against measurement", series, xLabel: "measured retention", yLabel: "predicted retention", width, diagonal: true, size: 3, height: 330 }), element("p", { class: "caption" }, text)];
 }
