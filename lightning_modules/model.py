@@ -57,9 +57,9 @@ class MLPHead(nn.Module):
 
     def plain_state_dict(self) -> dict[str, Tensor]:
         """Four float32 tensors of a head without ``scale`` that gives the same answers."""
-        state = {name: value.detach().double() for name, value in self.state_dict().items()}
+        state = {name: value.detach().cpu().double() for name, value in self.state_dict().items()}  # no float64 on MPS
         scaled = {name: state[name] * self.scale for name in ("output.weight", "output.bias")}
-        return {name: value.float().cpu().contiguous() for name, value in (state | scaled).items()}
+        return {name: value.float().contiguous() for name, value in (state | scaled).items()}
 
 
 def require_names(tasks: Iterable[str]) -> None:

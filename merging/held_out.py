@@ -9,7 +9,7 @@ from torch import Tensor
 def held_out_start(groups: Tensor, count: int) -> int:
     """Where the last groups begin that have ``count`` images together, or a little more.
 
-    Where that would leave no image before them, a group is divided.
+    Where that would leave less than half of the others before them, a group is divided: a few may hold nearly all.
 
     Args:
         groups: (n,) the group of each image, those of one group side by side.
@@ -17,7 +17,7 @@ def held_out_start(groups: Tensor, count: int) -> int:
     """
     cut = len(groups) - count
     first = int((groups == groups[cut]).nonzero()[0])
-    return first or cut
+    return first if 2 * first >= cut else cut
 
 
 def fold_masks(groups: Tensor, folds: int) -> Iterator[Tensor]:

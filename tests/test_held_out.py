@@ -21,6 +21,7 @@ def test_no_group_lies_on_both_sides() -> None:
     groups = torch.tensor([0, 1, 1, 2, 2, 2, 3, 4])
     assert [held_out_start(groups, count) for count in (1, 2, 3, 4, 5)] == [7, 6, 3, 3, 3]
     assert held_out_start(torch.zeros(9, dtype=torch.long), 2) == 7  # one group alone has to be divided
+    assert held_out_start(torch.tensor([0, *[1] * 8]), 2) == 7  # and one that would leave next to nothing
     masks = torch.stack(list(fold_masks(groups, 3)))
     assert torch.equal(masks.sum(0), torch.ones(8, dtype=torch.long))
     assert all(set(groups[mask].tolist()).isdisjoint(groups[~mask].tolist()) for mask in masks)
