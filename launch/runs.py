@@ -106,6 +106,9 @@ def content_hash(what: str, config: dict[str, Any], inputs: Mapping[str, str] | 
         data = part.get("data")
         if isinstance(data, dict) and isinstance(data.get("root"), str):
             data["root"] = os.path.normpath(data["root"])  # ./x and x/ are one folder
+        lora = part.get("lora")
+        if isinstance(lora, dict) and isinstance(lora.get("targets"), list):
+            lora["targets"] = sorted(lora["targets"])  # adapters are drawn in the backbone's order
     sweep = kept.pop("sweep", None) or {}
     if sweep.get("sizes") is not None:
         kept["sweep"] = {key: sweep.get(key) for key in SETS_OF_SWEEP}

@@ -156,6 +156,15 @@ def test_init_seed_alone_decides_a(vit):
     assert not torch.equal(drawn(3, noise=0), drawn(4, noise=0))
 
 
+def test_the_order_of_targets_decides_nothing(vit):
+    """Runs are the same whatever it is (``launch.runs.content_hash``)."""
+    first, second = (
+        add_lora(split_qkv(copy.deepcopy(vit)), lora_config(2, None, targets), init_seed=3).state_dict()
+        for targets in (["k", "v"], ["v", "k"])
+    )
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
 def test_init_seed_is_shared_or_the_tasks_own():
     assert init_seed(5, "galaxy", "shared") == init_seed(5, "emotion", "shared") == 5
     assert init_seed(5, "galaxy", "per_task") != init_seed(5, "emotion", "per_task")

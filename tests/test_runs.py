@@ -97,10 +97,16 @@ def test_while_it_runs_the_state_is_running(describe):
         ("data", {"root": "y", "batch_size": 64, "num_workers": "auto"}, False),
         ("seed", 4, False),
         ("lora", {"rank": 16}, False),
+        ("lora", {"rank": 8, "targets": ["v", "k"]}, False),
     ],
 )
 def test_the_hash_covers_what_decides_the_result(key, value, same):
     assert (content_hash("train", {**CONFIG, key: value}) == content_hash("train", CONFIG)) is same
+
+
+def test_the_order_of_targets_makes_no_other_run():
+    one, two = ({**CONFIG, "lora": {"rank": 8, "targets": targets}} for targets in (["k", "v"], ["v", "k"]))
+    assert content_hash("train", one) == content_hash("train", two)
 
 
 def test_the_hash_looks_at_the_tasks_of_a_joint_training_as_at_one():
