@@ -4,6 +4,7 @@ Each check takes plain values as they stand in the config and yields one sentenc
 """
 
 import importlib.util
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,9 @@ def trainer_arguments(trainer: dict[str, Any]) -> Iterator[str]:
             f"trainer.max_epochs={show(epochs)}: must be 1 or more: the learning rate falls to 0 at the last one. "
             "early_stopping.patience and trainer.max_time end a run sooner."
         )
+    given = own.get("max_time")
+    if isinstance(given, str) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", given.strip()):
+        yield f"trainer.max_time={given}: must be days:hours:minutes:seconds, e.g. 00:12:00:00, or null."
     for key, allowed in (("precision", PRECISIONS), ("accelerator", ACCELERATORS), ("strategy", STRATEGIES)):
         if key in own and str(own[key]) not in allowed:
             yield (

@@ -198,6 +198,7 @@ FAULTS = [
         "trainer.strategy=ddp_spawn: must be one of auto, ddp, ddp_find_unused_parameters_true, "
         "ddp_find_unused_parameters_false.",
     ),
+    ("trainer.max_time=soon", "trainer.max_time=soon: must be days:hours:minutes:seconds, e.g. 00:12:00:00, or null."),
     ("trainer.max_epochs=many", "trainer.max_epochs=many: must be a whole number or null."),
     ("trainer.max_epochs=0", "trainer.max_epochs=0: must be 1 or more: the learning rate falls to 0 at the last one."),
     (
