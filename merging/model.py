@@ -35,7 +35,7 @@ from merging.fold import folded_state
 from merging.frozen_backbone import backbone_of
 from merging.members import Member, read_member
 from merging.methods import Outcome, merge_members, needs_images
-from merging.views import View, check_name, read_card, read_view
+from merging.views import FITS, View, check_name, read_card, read_view
 
 
 class AnsweringModel(MultiTaskModel):
@@ -257,7 +257,7 @@ def _view(name: str, told: Mapping[str, Any], folder: Path) -> View:
             classes=None if classes is None else tuple(classes),
             eye_corners=None if corners is None else tuple(corners),
         )
-        return View(task, told["fit"], told["face_scale"], told["factor"], told["unit"])
+        return View(task, FITS[told["fit"]], told["face_scale"], told["factor"], told["unit"])
     except (KeyError, TypeError) as error:
         raise AdapterError(f"{folder / CARD} does not tell task {name} ({error!r}); merge it anew.") from error
 

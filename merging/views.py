@@ -19,7 +19,7 @@ _FACE_SOURCES = {  # sources that cut around a face's box, and their argument th
     "datamodules.utkface.UtkFace": "face_scale",
 }
 
-_FITS: dict[str, Fit] = {"crop": "crop", "pad": "pad", "squash": "squash"}
+FITS: dict[str, Fit] = {"crop": "crop", "pad": "pad", "squash": "squash"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def read_view(task: Task, fit: str | None, card: Mapping[str, Any]) -> View:
     decades = (config.get("task") or {}).get("target") == "age_decades"
     return View(
         task=task,
-        fit=_FITS.get(str(fit), "crop"),
+        fit=FITS.get(str(fit), "crop"),
         face_scale=None if scale is None else float(scale),
         factor=10.0 if decades else 1.0,
         unit="years" if decades else "",

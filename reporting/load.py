@@ -65,15 +65,14 @@ def _keep_one_each(found: Collected) -> None:
 
     Rows that ``fill_retention`` has made of a run, and a table holds already, are taken once, too.
     """
+    merges = [(row, _key("merge", row | {"images": None}), row["images"] or 0) for row in found.merges]
     most: dict[tuple[Any, ...], int] = {}
-    for row in found.merges:
-        most[_key("merge", row | {"images": None})] = max(
-            most.get(_key("merge", row | {"images": None}), 0), row["images"] or 0
-        )
+    for _, key, images in merges:
+        most[key] = max(most.get(key, 0), images)
     kept, seen, fewer = [], set(), Counter[str]()
-    for row in found.merges:
-        told = (*_key("merge", row), f"{row['score']:.6g}")
-        if (row["images"] or 0) < most[_key("merge", row | {"images": None})]:
+    for row, key, images in merges:
+        told = (*key, f"{row['score']:.6g}")
+        if images < most[key]:
             fewer[found.origins[row["origin"]]["file"]] += 1
         elif told not in seen:
             seen.add(told)

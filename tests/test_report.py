@@ -16,7 +16,7 @@ from reporting.rows import merge_rows as rows_of
 from reporting.study import study_numbers
 from reporting.summaries import best_merge, front, means, own_metric, pairs
 from reporting.tables import NOTE, study_tables, to_markdown
-from tests.report_rows import TASKS, merge_rows, row_of, write_csv, write_merge_run, write_outputs, write_train_run
+from tests.report_rows import merge_rows, row_of, write_csv, write_merge_run, write_outputs, write_train_run
 
 MEASURED = {"cat": 0.7, "ties": 0.8, "joint": 0.99, "frozen": 0.9}  # of which two are merges
 
@@ -107,44 +107,6 @@ def test_what_cannot_be_used_is_named_with_its_reason(tmp_path):
     assert len(reasons) == len(wanted), reasons
     for part, reason in wanted.items():
         assert any(part in path and reason in said for path, said in reasons.items()), (part, reasons)
-
-
-def test_merges_on_fewer_images_are_no_further_seeds(tmp_path):
-    rows = merge_rows(2)
-    more = [row | {"images": 400, "score": 0.9 * row["score"], "retention": None} for row in rows]
-    write_csv(tmp_path / "merges.csv", [*rows, *more])
-    found = collect([tmp_path])
-    assert [row["images"] for row in found.merges] == [400, 400]
-    ((_, reason),) = found.left_out
-    assert reason == "2 rows: the same merges of the same adapters were measured on more images"
-
-
-def test_a_report_reads_its_own_tables(tmp_path):
-    rows = [row | {"scores": {row["metric"]: row["score"], "macro_f1": 0.5}} for row in merge_rows(40)]
-    write_merge_run(tmp_path / "out", rows)
-    for task in TASKS:
-        write_train_run(tmp_path / "out", task, 16)
-    copy = write_train_run(tmp_path / "out", "galaxy", 0) / "csv" / "version_old"
-    copy.mkdir()  # by hand
-    (copy / "metrics.csv").write_text("epoch\n")
-    found = collect([tmp_path / "out", tmp_path / "out"])
-    assert len(found.curves) == len(TASKS) + 1
-    write_report(found, tmp_path / "report", ["csv"], ["out"])
-    again = collect([tmp_path / "report"])
-    assert primary_metrics(again) == primary_metrics(found)
-    assert len(own_metric(again)) == len(own_metric(found)) > 0
-    assert [row["primary"] for row in again.trains] == [row["primary"] for row in found.trains]
-
-
-def test_a_head_that_a_table_holds_too_is_taken_once(tmp_path):
-    out = tmp_path / "out"
-    for rank in (16, 64):
-        write_train_run(out, "galaxy", rank)
-    write_train_run(out, "galaxy", 0, features="deep", hash="f" * 10)
-    found = collect([out])
-    assert len(found.merges) == 2 * len({row["metric"] for row in found.merges})
-    write_report(found, tmp_path / "report", ["csv"], ["out"])
-    assert len(collect([out, tmp_path / "report"]).merges) == len(found.merges)
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
