@@ -12,7 +12,7 @@ from launch import checks
 from launch.errors import nearest
 from launch.labels import digest, merge_settings, shipped_merges
 from launch.schema import Check, Device, Logger, Name, Paths, Strict, Text
-from launch.signature import Argument, function_arguments
+from launch.signature import Argument, function_arguments, requirements
 
 GIVEN = ("deltas", "grams", "bench")  # arguments that a merge gets from us
 Realign = Literal["none", "linear", "deep", "head"]
@@ -32,10 +32,11 @@ def _method(merge: dict[str, Any]) -> Iterator[str]:
     target = merge.get("_target_")
     file, name = method_file(str(target))
     signature = function_arguments(file, name) if file is not None and file.is_file() else None
-    if signature is None or "deltas" not in signature:
+    if file is None or signature is None or "deltas" not in signature:
         yield f"merge._target_={target}: no such merge of ours. Choose one with merge=cat, gram, ..."
         return
     own = {key: value for key, value in signature.items() if key not in GIVEN}
+    required = {key: (holds, told) for key, holds, told in requirements(file, name)}
     for key, value in merge.items():
         if key in ("_target_", "_partial_"):
             continue
@@ -46,6 +47,8 @@ def _method(merge: dict[str, Any]) -> Iterator[str]:
             yield from _weights(value)
         elif not _allows(own[key], value):
             yield f"merge.{key}={checks.show(value)}: must be {own[key].wanted() or 'something else'}."
+        elif key in required and not required[key][0](value):
+            yield f"merge.{key}={checks.show(value)}: must be {required[key][1]}."
 
 
 def _weights(weights: Any) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 import ast
 import functools
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ _NAMES = {
 }  # fmt: skip
 
 Kind = str | tuple[str, object]  # a type, or the type and value of one choice of a Literal
+_COMPARED: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Eq: operator.eq,
+    ast.Is: operator.is_, ast.IsNot: operator.is_not,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,29 @@ def function_arguments(file: Path, name: str) -> dict[str, Argument] | None:
     return dict(_of_function(found[0])) if found else None
 
 
+@functools.cache
+def requirements(file: Path, name: str) -> list[tuple[str, Callable[[object], bool], str]]:
+    """What the function ``name`` of ``file`` asks of single arguments: name, whether a value will do, what will do.
+
+    Read from its own ``require(0 <= density <= 1, "density", density, "a number from 0 to 1")``, so that a bound
+    stands once. Conditions that call something or look at other arguments are left to the function.
+    """
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    found: list[tuple[str, Callable[[object], bool], str]] = []
+    for function in tree.body:
+        if not isinstance(function, ast.FunctionDef) or function.name != name:
+            continue
+        for line in function.body:
+            match line:
+                case ast.Expr(
+                    ast.Call(
+                        ast.Name("require"), [condition, ast.Constant(str(key)), ast.Name(), ast.Constant(str(told))]
+                    )
+                ) if _plain(condition, key):
+                    found.append((key, functools.partial(_holds, condition), told))
+    return found
+
+
 def class_names(file: Path) -> list[str]:
     """Names of the public classes that a module defines."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -132,6 +160,27 @@ def _kinds(node: Any) -> set[Kind] | None:
             return found | {"null"} if found is not None and outer == "Optional" else found
         return _kinds(ast.Name(outer))
     return None
+
+
+def _plain(condition: ast.expr, key: str) -> bool:
+    """Whether a condition compares the argument ``key`` with constants and nothing else."""
+    known = (ast.BoolOp, ast.boolop, ast.Compare, ast.Name, ast.expr_context, ast.Constant, *_COMPARED)
+    nodes = list(ast.walk(condition))
+    return all(isinstance(node, known) for node in nodes) and {n.id for n in nodes if isinstance(n, ast.Name)} == {key}
+
+
+def _holds(condition: ast.expr, value: Any) -> bool:
+    """A ``_plain`` condition of a value."""
+    match condition:
+        case ast.BoolOp(joined, parts):
+            return (all if isinstance(joined, ast.And) else any)(_holds(part, value) for part in parts)
+        case ast.Compare(first, compared, others):
+            sides = [side.value if isinstance(side, ast.Constant) else value for side in (first, *others)]
+            return all(
+                _COMPARED[type(how)](left, right)
+                for how, left, right in zip(compared, sides[:-1], sides[1:], strict=True)
+            )
+    return bool(value)
 
 
 def _union(nodes: list[Any]) -> set[Kind] | None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from merging.delta import Delta, Weights, collect, weighted
+from merging.delta import Delta, Weights, collect, require, weighted
 from merging.factor import factor_svd, signs, singular
 from merging.sparse import elected
 
@@ -24,6 +24,7 @@ def core_ties(deltas: Mapping[str, Delta], weights: Weights | None = None, *, de
         density: fraction of each adapter's core entries kept, one threshold over all modules.
         scale: factor of the result.
     """
+    require(0 <= density <= 1, "density", density, "a number from 0 to 1")
     groups = weighted(deltas, weights)
     bases, cores, sizes = [], [], []
     for layers in groups:

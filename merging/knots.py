@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from merging.delta import Delta, Weights, collect, weighted
+from merging.delta import Delta, Weights, collect, require, weighted
 from merging.factor import blocks, signs, singular
 from merging.sparse import elected
 
@@ -22,6 +22,7 @@ def knots_ties(deltas: Mapping[str, Delta], weights: Weights | None = None, *, d
         density: fraction of each adapter's entries kept, one threshold over all modules.
         scale: factor of the result (0.6 in the authors' configuration).
     """
+    require(0 <= density <= 1, "density", density, "a number from 0 to 1")
     groups = weighted(deltas, weights)
     bases, coordinates, sizes = [], [], []
     for layers in groups:

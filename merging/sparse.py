@@ -52,6 +52,8 @@ def ties(
         scale: factor of the result (lambda of the paper).
         rank: None returns the full-rank result exactly; a number truncates it.
     """
+    require(0 <= density <= 1, "density", density, "a number from 0 to 1")
+    require(rank is None or rank >= 1, "rank", rank, "a whole number from 1 or null (= exact, full rank)")
     groups = weighted(deltas, weights)
     outs = [_room(layers, rank) for layers in groups]
     _elect_into(outs, groups, density, None, scale)
@@ -67,6 +69,8 @@ def magnitude_prune(
     rank: int | None,
 ) -> Delta:
     """The sum of the deltas, each cut to its largest entries; the rest of the arguments as ``ties``."""
+    require(0 <= density <= 1, "density", density, "a number from 0 to 1")
+    require(rank is None or rank >= 1, "rank", rank, "a whole number from 1 or null (= exact, full rank)")
     groups = weighted(deltas, weights)
     limits = thresholds(groups, density)
     outs = [_combine(layers, lambda x, i, _: _trim(x, limits[i]), _total, scale, rank) for layers in groups]
@@ -87,8 +91,9 @@ def dare_linear(
     Which entries stay follows from (seed, adapter name, module) alone: neither the order of the adapters nor
     the company they are merged in plays a part.
     """
-    groups = weighted(deltas, weights)
     require(0 <= density <= 1, "density", density, "a number from 0 to 1")
+    require(rank is None or rank >= 1, "rank", rank, "a whole number from 1 or null (= exact, full rank)")
+    groups = weighted(deltas, weights)
     outs = [_combine(layers, _dropper(layers, density, seed), _total, scale, rank) for layers in groups]
     return _collect_dense(groups, outs, rank)
 
@@ -103,8 +108,9 @@ def dare_ties(
     rank: int | None,
 ) -> Delta:
     """``dare_linear``'s dropping, then TIES' sign election and the mean of those that agree, not the sum."""
-    groups = weighted(deltas, weights)
     require(0 <= density <= 1, "density", density, "a number from 0 to 1")
+    require(rank is None or rank >= 1, "rank", rank, "a whole number from 1 or null (= exact, full rank)")
+    groups = weighted(deltas, weights)
     outs = [_combine(layers, _dropper(layers, density, seed), _elect, scale, rank) for layers in groups]
     return _collect_dense(groups, outs, rank)
 
@@ -250,7 +256,6 @@ def _elect_shared(entries: list[Tensor], kept: list[np.ndarray]) -> Tensor:
 
 def _kept(groups: Sequence[Layers], density: float, sizes: Sequence[int] | None) -> tuple[int, int]:
     """How many of an adapter's entries stay, and how many it has."""
-    require(0 <= density <= 1, "density", density, "a number from 0 to 1")
     counts = [len(layers.modules) * math.prod(_shape(layers)) for layers in groups]
     return round(density * sum(counts if sizes is None else sizes)), sum(counts)
 
@@ -331,7 +336,6 @@ def _elect(entries: list[Tensor]) -> Tensor:
 
 def _room(layers: Layers, rank: int | None) -> Matrices:
     """Where a merge writes: apart and of the final type if the result is returned as it is, else for the SVD."""
-    require(rank is None or rank >= 1, "rank", rank, "a whole number from 1 or null (= exact, full rank)")
     shape, like = _shape(layers), layers.b[0]
     if rank is None or rank >= min(shape):
         return [like.new_empty(shape, dtype=layers.dtype) for _ in layers.modules]

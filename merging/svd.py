@@ -19,12 +19,7 @@ def svd(deltas: Mapping[str, Delta], weights: Weights | None = None, *, rank: in
         rank: None stands for the largest rank among the adapters, peft's default; half of two unrelated
             adapters of equal rank is then lost. More than R keeps all.
     """
-    require(
-        rank is None or rank >= 1,
-        "rank",
-        rank,
-        "a whole number from 1 or null (= the largest rank of the set)",
-    )
+    require(rank is None or rank >= 1, "rank", rank, "a whole number from 1 or null (= the largest of the set)")
     groups = weighted(deltas, weights)
     pairs = []
     for layers in groups:

@@ -60,6 +60,28 @@ def test_a_sweep_of_nothing_is_a_fault(given: list[str], fault: str) -> None:
     assert fault in told[0]
 
 
+@pytest.mark.parametrize(
+    ("method", "setting", "wanted"),
+    [
+        ("ties", "density=2", "a number from 0 to 1"),
+        ("knots_ties", "density=-0.5", "a number from 0 to 1"),
+        ("dare_linear", "rank=0", "a whole number from 1 or null (= exact, full rank)"),
+        ("svd", "rank=0", "a whole number from 1 or null (= the largest of the set)"),
+        ("wudi", "ridge=-1.0", "a number from 1e-8, or 0"),
+        ("distill", "seconds=0", "a number above 0, or null"),
+        ("regress", "stride=0", "a whole number from 1"),
+    ],
+)
+def test_a_number_out_of_bounds_is_a_fault(method: str, setting: str, wanted: str) -> None:
+    told = faults("tasks=[leaves,level]", f"merge={method}", f"merge.{setting}")
+    assert told == [f"merge.{setting}: must be {wanted}."]
+
+
+@pytest.mark.parametrize("setting", ["merge.seconds=null", "merge.seconds=60", "merge.rank=8"])
+def test_a_number_within_bounds_is_none(setting: str) -> None:
+    assert faults("tasks=[leaves,level]", "merge=distill", setting) == []
+
+
 @pytest.mark.parametrize("method", ["cat", "ladder", "search"])
 def test_shipped_merges_have_no_fault(method: str) -> None:
     branched = [] if method == "ladder" else ["branch=[c]", "branch_at=1"]

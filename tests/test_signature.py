@@ -5,7 +5,7 @@ import sys
 
 from launch import checks
 from launch.checks import ROOT
-from launch.signature import arguments
+from launch.signature import arguments, requirements
 
 
 def test_trainer_signature_is_lightnings():
@@ -30,6 +30,24 @@ def test_signature_of_a_class_without_init_is_its_bases(tmp_path):
         "root": ({"str"}, True), "size": ({"int", "null"}, False), "any": (None, False),
     }  # fmt: skip
     assert arguments(tmp_path / "pack" / "one.py", "Two") is None
+
+
+def test_bounds_are_read_where_they_compare_one_argument_with_constants(tmp_path):
+    (tmp_path / "one.py").write_text(
+        "def merge(deltas, *, density, rank, lr, start, grams):\n"
+        "    require(0 <= density <= 1, 'density', density, 'a number from 0 to 1')\n"
+        "    require(rank is None or rank >= 1, 'rank', rank, 'from 1 or null')\n"
+        "    require(lr > 0 and math.isfinite(lr), 'lr', lr, 'calls something')\n"
+        "    require(start in STARTS, 'start', start, 'known elsewhere')\n"
+        "    require(len(grams) > rank, 'rank', rank, 'of two arguments')\n"
+        "def other(density):\n"
+        "    require(density > 5, 'density', density, 'more')\n"
+    )
+    found = {(key, told): holds for key, holds, told in requirements(tmp_path / "one.py", "merge")}
+    assert list(found) == [("density", "a number from 0 to 1"), ("rank", "from 1 or null")]
+    density, rank = found.values()
+    assert [density(value) for value in (-0.1, 0, 0.5, 1, 1.1)] == [False, True, True, True, False]
+    assert [rank(value) for value in (None, 1, 0)] == [True, True, False]
 
 
 def test_checking_imports_nothing_heavy():
