@@ -2,17 +2,21 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from launch.errors import UserError
+
+STALE = 24 * 3600  # seconds after which an unfinished folder is a killed process's: writing one takes minutes
 
 _UMASK = os.umask(0o022)  # it can only be read by setting it, which is not safe later, with threads
 os.umask(_UMASK)
@@ -87,13 +91,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     An earlier folder of that name is kept until the new one is whole; of several writers at once the last one's stays.
     Errors of the block that have nothing to do with writing (an input that cannot be read) pass through unchanged;
-    nothing is left behind either way.
+    nothing is left behind either way. A process that is killed cannot tidy up: the next writer does, a day later.
 
     Raises:
         UserError: writing failed (read-only, disk full).
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name[:80])}.*.tmp"):
+            with contextlib.suppress(FileNotFoundError):  # its writer has just ended
+                if left.is_dir() and time.time() - left.stat().st_mtime > STALE:
+                    shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent))
         temporary.chmod(0o777 & ~_UMASK)
     except OSError as error:

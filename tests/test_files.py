@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,18 @@ def test_atomic_folder_replaces_as_a_whole(tmp_path):
             assert not (path / content).exists()
     assert [file.name for file in path.iterdir()] == ["two"]
     assert [file.name for file in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_what_a_killed_writer_left_goes_a_day_later(tmp_path):
+    left = {name: tmp_path / name for name in (".model[1].old.tmp", ".model[1].young.tmp", ".other.old.tmp")}
+    for name, folder in left.items():
+        folder.mkdir()
+        (folder / "weights").write_text("x")
+        age = 25 * 3600 if "old" in name else 3600
+        os.utime(folder, (time.time() - age,) * 2)
+    with atomic_folder(tmp_path / "model[1]") as folder:
+        (folder / "weights").write_text("y")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".model[1].young.tmp", ".other.old.tmp", "model[1]"]
 
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):
