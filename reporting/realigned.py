@@ -175,8 +175,7 @@ def _most_measured(rows: Iterable[Row], merge: str, realign: str) -> list[Row]:
     for row in rows:
         if row["realign"] == realign and row["method"].partition("(")[0] == merge:
             by_settings.setdefault(row["method"], []).append(row)
-    found = [_of_most_images(some) for _, some in sorted(by_settings.items(), key=lambda item: len(item[0]))]
-    return max(found, key=len, default=[])
+    return max((by_settings[name] for name in sorted(by_settings, key=len)), key=len, default=[])
 
 
 def with_lines(page: str, table: str, methods: Iterable[str]) -> str:
@@ -202,12 +201,12 @@ def _realigned_lines(start: str, rows: Sequence[Row], there: int) -> list[str]:
         for (images, for_heads), own in _by_images([row for row in rows if _name(row) == method]).items():
             cells, best, counts = [], (False, 0.0), set()
             for realign in REALIGNS:
-                some = _of_most_images(row for row in own if row["realign"] == realign)
+                some = [row for row in own if row["realign"] == realign]
                 cells.append(_kept(some))
                 if some:
                     best = (realign != "none", statistics.fmean(row["retention"] for row in some))
                     counts.add(len(some))
-            timed = _of_most_images(row for row in own if row["realign"] == _timed(own))
+            timed = [row for row in own if row["realign"] == _timed(own)]
             seconds = [row["seconds"] for row in timed if row["seconds"] is not None]
             seeds = sorted({row["seed"] for row in own})
             told = f"{images}, {for_heads}" if for_heads not in (0, images) else images
@@ -244,14 +243,6 @@ def _timed(rows: Sequence[Row]) -> str:
     return next(realign for realign in _TIMED if any(row["realign"] == realign for row in rows))
 
 
-def _of_most_images(rows: Iterable[Row]) -> list[Row]:
-    """One row of each member and seed; those with fewer images are of an earlier trial."""
-    most: dict[tuple[str, int, str], Row] = {}
-    for row in sorted(rows, key=lambda row: row["images"] or 0):
-        most[row["set"], row["seed"], row["task"]] = row
-    return list(most.values())
-
-
 def _name(row: Row) -> str:
     """The merge and, where they were trained otherwise than by default, its adapters."""
     return f"`{row['method']}`" + (f" of {row['lora']}" if row.get("lora") else "")
@@ -261,7 +252,7 @@ def _difference_lines(start: str, rows: Sequence[Row]) -> list[str]:
     """A line for each method but ``cat``, the best first; those with a readout above the others."""
 
     def by_member(method: str, realign: str) -> dict[tuple[str, int, str], float]:
-        some = _of_most_images(row for row in rows if (_name(row), row["realign"]) == (method, realign))
+        some = [row for row in rows if (_name(row), row["realign"]) == (method, realign)]
         return {(row["set"], row["seed"], row["task"]): row["retention"] for row in some}
 
     sums = {realign: by_member(f"`{STUDY_METHOD}`", realign) for realign in REALIGNS}

@@ -129,7 +129,6 @@ def test_realigned_merges_stand_beside_raw_ones_with_the_losses_that_a_test_set_
             row("land", pair, 0.8, retention_low=0.95, retention_high=1.05),
             row("stars", pair, 0.76, realign="deep", images=100, seconds=2, retention_low=0.9, retention_high=1.01),
             row("land", pair, 0.8, realign="deep", images=100, retention_low=0.9, retention_high=1.01),
-            row("stars", pair, 0.4, realign="deep", images=50),  # an earlier try
             row("stars", pair, 0.72, realign="head", images=100, seconds=9),
             row("stars", pair, 0.6, method="tsv"),
             row("stars", "land+stars+dots", 0.8), row("stars", "dots+emotion+stars", 0.1),
