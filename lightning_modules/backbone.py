@@ -83,6 +83,11 @@ def create_backbone(
         WeightsError: the model is unknown, is no Vision Transformer with fused qkv and class token, the size is not a
             multiple of the patch, or the file does not fit the model.
     """
+    if ":" in name:  # hf-hub:, local-dir:
+        raise WeightsError(
+            f"backbone.name={name}: give the model by timm's own name (vit_base_patch16_224.augreg_in21k), and weights "
+            "of elsewhere as backbone.weights=FILE.safetensors."
+        )
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         near = nearest(architecture, timm.list_models("*vit*"))
@@ -127,6 +132,10 @@ def require_fused_qkv(model: nn.Module, name: str) -> VisionTransformer:
                 f"backbone {name} has no fused Linear 'qkv' in blocks.{index}.attn, "
                 f"so keys and values cannot be split off. {ADVICE}"
             )
+    if type(model).forward_head is not VisionTransformer.forward_head:
+        raise WeightsError(
+            f"backbone {name} is a {type(model).__name__}, whose output is not its class token after the norm. {ADVICE}"
+        )
     if model.cls_token is None or model.global_pool != "token":
         raise WeightsError(f"backbone {name} pools by '{model.global_pool}', not by a class token. {ADVICE}")
     patch, size = model.patch_embed.patch_size[0], model.patch_embed.img_size[0]
@@ -183,12 +192,14 @@ def fused_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def fingerprint(model: VisionTransformer) -> str:
     """sha256 over names, shapes and float32 values of a plain (unsplit) backbone.
 
-    It differs between image sizes, since their position embeddings do.
+    Of position embeddings the shape alone, which tells the image size: resampled to it they differ in the last bit
+    from one processor to another, and adapters must be known again elsewhere.
     """
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(f"{key}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().data)
+        if key != "pos_embed":
+            digest.update(value.detach().cpu().float().contiguous().numpy().data)
     return digest.hexdigest()
 
 

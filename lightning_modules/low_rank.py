@@ -13,8 +13,10 @@ def plain_lora(module: nn.Module) -> tuple[float, Tensor, Tensor] | tuple[()] | 
 
     Returns:
         The factors; ``()`` for a plain Linear; ``None`` where only the module's own forward is right: several or
-        merged adapters, dropout, DoRA and other variants, bias in B.
+        merged adapters, dropout, DoRA and other variants, bias in B, or hooks (peft's ``adapter_names``).
     """
+    if module._forward_pre_hooks or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return None
     if not isinstance(module, LoraLinear):
         return () if type(module) is nn.Linear else None
     if module.disable_adapters or module.merged or len(module.active_adapters) != 1:

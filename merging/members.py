@@ -17,6 +17,7 @@ from lightning_modules.tasks import Task
 from merging.delta import Delta
 from merging.grams import FILE, load_grams
 
+PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")  # others of peft's change the frozen weights with A and B
 _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])\.(?:default\.)?weight$")
 
 
@@ -99,12 +100,12 @@ def read_delta(tensors: dict[str, Tensor], config: LoraConfig, path: Path) -> De
 
     Raises:
         AdapterError: DoRA, a start that changes the frozen weights (PiSSA, ...), a bias, patterns of ranks or alphas,
-            modules saved whole, or tensors that are no pair.
+            modules saved whole, or tensors that are no pair or not of the configuration's rank.
     """
     start = config.init_lora_weights
-    if isinstance(start, str) and start.startswith(("pissa", "olora", "corda", "loftq")):
+    if isinstance(start, str) and start.lower() not in PLAIN_STARTS:
         raise AdapterError(
-            f"{path / CONFIG}: init_lora_weights={start} changes the frozen weights at the start, so that BA is not "
+            f"{path / CONFIG}: init_lora_weights={start} may change the frozen weights at the start, so that BA is not "
             "what was learned. Convert it with peft's save_pretrained(path_initial_model_for_weight_conversion=...)."
         )
     refused = {
@@ -131,6 +132,8 @@ def read_delta(tensors: dict[str, Tensor], config: LoraConfig, path: Path) -> De
             shapes = {side: tuple(value.shape) for side, value in pair.items()}
             raise AdapterError(f"{path / ADAPTER}: {module} has no pair of factors of one rank (found {shapes}).")
         rank = pair["A"].shape[0]
+        if rank != config.r:
+            raise AdapterError(f"{path / ADAPTER}: {module} has rank {rank}, but {CONFIG} says r={config.r}.")
         scale = float(config.lora_alpha) / (rank**0.5 if config.use_rslora else rank)
         # Half precisions would make of one A, which adapters may share, another for each scale.
         delta |= _split(module, pair["B"], scale * pair["A"].float())

@@ -32,7 +32,7 @@ from merging.bundle import BASE, read_parts, read_tensors, save_merged
 from merging.evaluate import Merged
 from merging.features import TokenReader, class_token
 from merging.fold import folded_state
-from merging.frozen_backbone import backbone_of
+from merging.frozen_backbone import backbone_of, require_whole
 from merging.members import Member, read_member
 from merging.methods import Outcome, merge_members, needs_images
 from merging.views import FITS, View, check_name, read_card, read_view
@@ -160,6 +160,8 @@ class AnsweringModel(MultiTaskModel):
     def _rebuild(self, paths: Mapping[str, Path]) -> None:
         members, delta, heads = self._merge(paths)
         frozen = self._frozen()
+        for member in members.values():
+            require_whole(member.bundle, frozen)
         state, base = folded_state(frozen, delta)
         device = self.device
         self.backbone.load_state_dict(state)

@@ -31,7 +31,7 @@ from merging.branch import Branching
 from merging.bundle import save_merged
 from merging.evaluate import COLUMNS, FURTHER, PREDICTED, Merged, merge_set, predict_set, score_set
 from merging.examples import save_merged_examples
-from merging.frozen_backbone import backbone_of
+from merging.frozen_backbone import backbone_of, require_whole
 from merging.members import Member, read_member
 from merging.methods import merge_function
 from merging.paired import retention_text
@@ -250,6 +250,8 @@ def _open(
     check_alike(list(members.values()))
     first = next(iter(members.values())).bundle
     backbone, card, anew = backbone_of(first, weights, Path(cache))
+    for member in members.values():
+        require_whole(member.bundle, backbone)
     dtype = autocast_type(precision, device.type)
     pretrained = timm.get_pretrained_cfg(card["name"]) or PretrainedCfg()
     places = dict(roots)

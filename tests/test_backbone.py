@@ -4,6 +4,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from peft import PeftModel
 
 from launch.errors import WeightsError
 from lightning_modules import backbone as backbone_module
@@ -94,6 +95,25 @@ def test_dropout_takes_pefts_own_forward(vit, images):
     assert not torch.equal(first, second)
 
 
+def test_rows_of_several_adapters_are_each_its_own(vit, images):
+    """peft hands ``adapter_names`` to the projections by hooks, which the fused product would pass over."""
+    config = lora_config(2, None, ["k", "v"])
+    model = PeftModel(split_qkv(vit), config, "a")
+    model.add_adapter("b", config)
+    randomize_lora(model)
+    model.eval()
+    alone = []
+    for name in ("a", "b"):
+        model.set_adapter(name)
+        alone.append(model(images))
+    with model.disable_adapter():
+        alone.append(model(images))
+    mixed = model(images[:3], adapter_names=["b", "a", "__base__"])
+    expected = torch.stack([alone[1][0], alone[0][1], alone[2][2]])
+    torch.testing.assert_close(mixed, expected, atol=1e-5, rtol=1e-4)
+    assert (alone[0] - alone[1]).abs().max() > 0.1
+
+
 def test_autocast_follows_float32(vit, images):
     add_lora(split_qkv(vit), lora_config(2, None, ["k", "v"]), init_seed=0)
     randomize_lora(vit)
@@ -175,6 +195,9 @@ def test_fingerprint_sees_weights_and_size(vit):
     mark = fingerprint(vit)
     assert mark == fingerprint(copy.deepcopy(vit))
     with torch.no_grad():
+        vit.pos_embed += 1e-8 * torch.randn_like(vit.pos_embed)  # as another processor resamples
+    assert fingerprint(vit) == mark
+    with torch.no_grad():
         vit.blocks[3].attn.qkv.weight[0, 0] += 1e-3
     assert fingerprint(vit) != mark
 
@@ -187,6 +210,7 @@ def test_weights_from_a_file_of_another_image_size(vit, tmp_path):
     assert larger.pos_embed.shape[1] == 1 + 16
     assert torch.equal(larger.blocks[0].attn.qkv.weight, vit.blocks[0].attn.qkv.weight)
     assert larger(torch.zeros(1, 3, 64, 64)).shape == (1, 64)
+    assert fingerprint(larger) != fingerprint(vit)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +220,8 @@ def test_weights_from_a_file_of_another_image_size(vit, tmp_path):
         ("resnet18", 224, ["resnet18", "Vision Transformer"]),
         ("eva02_tiny_patch14_224", 224, ["eva02_tiny_patch14_224", "Eva"]),
         ("vit_base_patch16_siglip_224", 224, ["vit_base_patch16_siglip_224", "class token"]),
+        ("deit_tiny_distilled_patch16_224", 32, ["deit_tiny_distilled_patch16_224", "not its class token"]),
+        ("hf-hub:timm/vit_tiny_patch16_224", 224, ["hf-hub:timm/vit_tiny_patch16_224", "backbone.weights=FILE"]),
         (TINY, 40, ["image_size=40", "32 or 48"]),
     ],
 )

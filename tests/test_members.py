@@ -1,5 +1,6 @@
 """Adapters that peft made, ours and foreign ones, as deltas."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
 from launch.errors import AdapterError
+from lightning_modules.adapter import load_bundle
+from lightning_modules.backbone import create_backbone
+from lightning_modules.lora import lora_config
 from merging.fold import FoldableWeights
+from merging.frozen_backbone import require_whole
 from merging.members import read_delta
 from tests.conftest import SIZE, TINY, randomize_lora
+from tests.model_cases import adapter
 
 
 def foreign(**settings: object) -> tuple[PeftModel, dict[str, torch.Tensor], LoraConfig]:
@@ -56,7 +62,8 @@ def test_rows_that_were_not_adapted_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights=pissa_niter_4 changes the frozen weights"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights=pissa_niter_4 may change the frozen weights"),
+        ({"init_lora_weights": "OLoRA"}, "init_lora_weights=OLoRA"),
         ({"use_dora": True}, "use_dora is set: DoRA rescales"),
         ({"lora_bias": True}, "lora_bias is set"),
         ({"bias": "lora_only"}, "bias=lora_only"),
@@ -69,6 +76,46 @@ def test_what_is_no_plain_lora_is_refused_by_name(settings: dict[str, object], r
     _, tensors, config = foreign(**settings)
     with pytest.raises(AdapterError, match=reason):
         read_delta(tensors, config, Path("there"))
+
+
+def test_a_start_that_only_a_newer_peft_knows_is_refused() -> None:
+    """Any but the known ones may have changed the frozen weights, as LoRA-GA does."""
+    _, tensors, config = foreign()
+    config.init_lora_weights = "lora_ga"
+    with pytest.raises(AdapterError, match="init_lora_weights=lora_ga"):
+        read_delta(tensors, config, Path("there"))
+    config.init_lora_weights = "gaussian"
+    assert read_delta(tensors, config, Path("there"))
+
+
+def test_factors_of_another_rank_than_the_configurations_are_refused() -> None:
+    """Their scale, alpha / r, would be another."""
+    _, tensors, config = foreign()
+    config.r = 8
+    with pytest.raises(AdapterError, match=r"has rank 4, but adapter_config\.json says r=8"):
+        read_delta(tensors, config, Path("there"))
+
+
+@pytest.mark.parametrize("fault", ["a block lost", "keys lost", "more than named"])
+def test_an_adapter_of_other_modules_than_its_configuration_names_is_refused(tmp_path: Path, fault: str) -> None:
+    vit = create_backbone(TINY, SIZE)
+    bundle = load_bundle(adapter(tmp_path, "leaves"))
+    require_whole(bundle, vit)
+    tensors, config = dict(bundle.tensors), bundle.config
+    assert config is not None
+    if fault == "more than named":
+        config = lora_config(2, None, ["v"])
+    else:
+        part = ".blocks.3." if fault == "a block lost" else ".k."
+        tensors = {name: value for name, value in tensors.items() if part not in name}
+    with pytest.raises(AdapterError, match="also has" if fault == "more than named" else "lacks"):
+        require_whole(replace(bundle, tensors=tensors, config=config), vit)
+
+
+def test_a_foreign_adapter_on_the_fused_projection_is_whole(tmp_path: Path) -> None:
+    _, tensors, config = foreign()
+    bundle = replace(load_bundle(adapter(tmp_path, "leaves")), tensors=tensors, config=config)
+    require_whole(bundle, create_backbone(TINY, SIZE))
 
 
 def test_a_lost_factor_is_named() -> None:
