@@ -21,7 +21,7 @@ from torch import Tensor
 
 from launch.bundles import CARD, MEMBERS, bundle_content
 from launch.errors import AdapterError
-from launch.files import atomic_folder, write_json
+from launch.files import atomic_folder, sha256_file, write_json
 from launch.provenance import provenance
 from lightning_modules.adapter import ADAPTER, CONFIG, PEFT_PREFIX, README
 from lightning_modules.lora import lora_config
@@ -35,7 +35,7 @@ from merging.paired import retention_text
 from merging.views import read_view
 
 BACKBONE, HEADS, BASE = "backbone.safetensors", "heads.safetensors", "base.safetensors"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def save_merged(
@@ -47,6 +47,7 @@ def save_merged(
     backbone: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     made: Mapping[str, Any] | None = None,
+    scored: Mapping[str, str] | None = None,
 ) -> None:
     """Writes the model of one merge whole, or leaves what was at ``path``.
 
@@ -56,6 +57,7 @@ def save_merged(
         backbone: ``name``, ``image_size``, ``fingerprint``, ``mean`` and ``std``.
         rows: the merge's scores, or those of the set that this one was made from by adding and removing tasks.
         made: provenance of that set, None for now: a model that is rebuilt has the same bytes on every day.
+        scored: ``bundle_content`` by task of that set; None: of this one.
 
     Raises:
         AdapterError: a member's bundle is no longer the one that was merged.
@@ -66,11 +68,13 @@ def save_merged(
         for task, head in sorted(merged.heads.items())
         for name, value in head.state_dict().items()
     }
+    contents = {name: member.bundle.content for name, member in sorted(members.items())}
     card = {
         "schema_version": SCHEMA_VERSION,
         "recipe": dict(recipe),
         "backbone": dict(backbone),
         "tasks": {name: _task_card(member) for name, member in sorted(members.items())},
+        "scored": dict(scored or {}) if scored is not None or not rows else contents,
         "deep_blocks": DEPTH if merged.deep else 0,
         "rows": list(rows),
         "provenance": provenance() if made is None else dict(made),
@@ -88,6 +92,7 @@ def save_merged(
                 )
         if merged.delta is not None:
             save_peft(folder, merged.delta, str(backbone["name"]))
+        card["files"] = {file.name: sha256_file(file) for file in sorted(folder.glob("*.safetensors"))}
         write_json(folder / CARD, card)
         (folder / README).write_text(_readme(card), encoding="utf-8")
 
@@ -118,6 +123,12 @@ def save_peft(folder: Path, delta: Delta, base_model: str) -> bool:
     return True
 
 
+def changed_files(path: Path, told: Mapping[str, str]) -> list[str]:
+    """Which of a merged model's tensor files are missing, or not those of its card (sha256 by name)."""
+    names = sorted({BACKBONE, HEADS, BASE, *told})
+    return [name for name in names if not (path / name).is_file() or sha256_file(path / name) != told.get(name)]
+
+
 def read_parts(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, MLPHead]]:
     """Card, plain timm state dict and heads of a merged model.
 
@@ -133,8 +144,14 @@ def read_parts(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str,
         names = list(card["tasks"])
         if card["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema version {card['schema_version']}, not {SCHEMA_VERSION}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        changed = changed_files(path, card["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(f"{path / CARD} is missing or not the card of a merged model ({error!r}).") from error
+    if changed:
+        raise AdapterError(
+            f"{path / changed[0]} is missing, or not the file that {CARD} tells of: it was cut short or changed, or "
+            "comes from another model. Copy the whole folder again, or merge anew."
+        )
     state, flat = read_tensors(path / BACKBONE), read_tensors(path / HEADS)
     heads = {}
     for name in names:
@@ -184,7 +201,15 @@ def _task_card(member: Member) -> dict[str, Any]:
         "data": {"name": card["data"]["name"], "fingerprint": card["data"]["fingerprint"]},
         "run": card.get("run"),
         "seed": card.get("seed"),
+        "content": member.bundle.content,
     }
+
+
+def is_scored(card: Mapping[str, Any]) -> bool:
+    """Whether the rows of a merged model's card are of the very adapters that it holds."""
+    return bool(card["rows"]) and bool(
+        card["scored"] == {name: told["content"] for name, told in card["tasks"].items()}
+    )
 
 
 def _readme(card: Mapping[str, Any]) -> str:
@@ -193,10 +218,10 @@ def _readme(card: Mapping[str, Any]) -> str:
         f"# {' + '.join(card['tasks'])} in one model",
         "",
         f"Merged by `{recipe['method']}`, realign `{recipe['realign']}`, into `{backbone['name']}` at "
-        f"{backbone['image_size']} px: one backbone pass answers every task.",
+        f"{backbone['image_size']} px: one backbone pass answers all tasks that see a picture alike.",
         "",
     ]
-    if {row["task"] for row in card["rows"]} == set(card["tasks"]):
+    if is_scored(card):
         lines += ["| task | metric | merged | alone | retention |", "|---|---|---|---|---|"]
         lines += [
             f"| {row['task']} | {row['metric']} | {row['score']:.4f} | {row['single']:.4f} | "

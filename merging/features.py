@@ -1,5 +1,6 @@
 """What heads may read of one pass: the class token, or class and mean patch token of the last blocks."""
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ def deep_width(width: int) -> int:
 
 
 class TokenReader:
-    """Collects the deep features of each pass as long as it is attached.
+    """Collects the deep features of each pass of its own thread as long as it is attached.
 
     For each of the last ``DEPTH`` blocks, first to last: class token and mean patch token after the final norm, so that
     the class token that heads usually read is at ``[:, -2 * d : -d]``.
@@ -26,8 +27,10 @@ class TokenReader:
         self.model = model
         self.found: list[Tensor] = []
         self.handles: list[Any] = []
+        self.thread: int | None = None
 
     def __enter__(self) -> "TokenReader":
+        self.thread = threading.get_ident()
         blocks = list(cast(nn.Sequential, self.model.blocks))[-DEPTH:]
         self.handles = [block.register_forward_hook(self._keep()) for block in blocks]
         return self
@@ -38,7 +41,8 @@ class TokenReader:
 
     def _keep(self) -> Callable[[nn.Module, Any, Tensor], None]:
         def keep(_: nn.Module, __: Any, tokens: Tensor) -> None:
-            self.found.append(tokens)
+            if threading.get_ident() == self.thread:  # others may have a pass through the same blocks
+                self.found.append(tokens)
 
         return keep
 

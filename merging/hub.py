@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -13,6 +13,7 @@ from launch.bundles import CARD, HUB
 from launch.errors import AdapterError, UserError
 from launch.files import write_json
 from lightning_modules.adapter import README
+from merging.bundle import is_scored
 from merging.paired import retention_text
 from merging.views import read_card
 
@@ -48,14 +49,14 @@ def push(folder: Path, name: str, *, private: bool, api: HfApi | None = None) ->
         HubError: not logged in, no right to write there, or no network.
     """
     card = without_folders(read_card(folder))
-    members = {member: without_folders(read_card(folder / member)) for member in _members(folder)}
+    members = {path: without_folders(read_card(folder / path)) for path in _members(folder)}
     api = api or HfApi()
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch) / "bundle"
         shutil.copytree(folder, staged)
         for place, told in {Path(): card, **members}.items():
             write_json(staged / place / CARD, told)
-        (staged / README).write_text(model_card(card, list(members.values())), "utf-8")
+        (staged / README).write_text(model_card(card), "utf-8")
         try:
             api.create_repo(name, private=private, exist_ok=True)
             done = api.upload_folder(
@@ -90,22 +91,22 @@ def _text(verb: str, name: str, error: Exception) -> str:
     return f"Cannot {verb} {name} on the Hugging Face Hub: {reason} To mend it: {way}, or connect this machine."
 
 
-def model_card(card: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> str:
+def model_card(card: Mapping[str, Any]) -> str:
     """README of the Hub: recipe, retention, data with their licences, intended use, how to load.
 
     Args:
         card: of a merged model or of a single adapter.
-        members: cards of the adapters that were merged.
 
     Raises:
-        AdapterError: the card names no backbone.
+        AdapterError: the card names no backbone, tasks or data.
     """
     try:
         backbone, single = card["backbone"], "tasks" not in card
         tasks = [card["task"]["name"]] if single else sorted(card["tasks"])
+        data = sorted({str(told["data"]["name"]) for told in ([card] if single else card["tasks"].values())})
+        scored = single or is_scored(card)
     except (KeyError, TypeError) as error:
-        raise AdapterError(f"The bundle's {CARD} does not tell its backbone or tasks ({error!r}).") from error
-    data = sorted({str(told["data"]["name"]) for told in (members or [card])})
+        raise AdapterError(f"The bundle's {CARD} does not tell its backbone, tasks or data ({error!r}).") from error
     tags = ["lora-alloy", "lora", "vision-transformer"] + ([] if single else ["model-merging", "multi-task"])
     lines = [
         "---", "library_name: timm", "license: other", "pipeline_tag: image-classification", "tags:",
@@ -118,12 +119,12 @@ def model_card(card: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) ->
         lines += [f"| {name} | {value:.4f} |" for name, value in sorted(card.get("metrics", {}).items())]
     else:
         recipe = card["recipe"]
-        lines += [f"One {where} that answers {len(tasks)} tasks in a single pass, merged from LoRA adapters.", ""]
+        what = f"One {where} that answers {len(tasks)} tasks, merged from LoRA adapters:"
+        lines += [f"{what} one pass for all that see a picture alike.", ""]
         lines += ["## Recipe", "", f"Method `{recipe['method']}`, heads realigned: `{recipe['realign']}`.", ""]
         lines += [f"- `{key}`: `{value}`" for key, value in sorted(recipe["merge"].items())]
         lines += ["", "## Retention", ""]
         lines += ["| task | metric | merged | adapter alone | retention |", "|---|---|---|---|---|"]
-        scored = {row["task"] for row in card["rows"]} == set(tasks)
         for row in card["rows"] if scored else []:
             numbers = f"{row['score']:.4f} | {row['single']:.4f} | {retention_text(row['retention'])}"
             lines.append(f"| {row['task']} | {row['metric']} | {numbers} |")

@@ -22,13 +22,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from datamodules.datamodule import normalize
-from launch.bundles import CARD, MEMBERS
+from launch.bundles import CARD, MEMBERS, bundle_content
 from launch.errors import AdapterError
 from launch.files import atomic_folder, require_replaceable
 from lightning_modules.backbone import create_backbone, fingerprint
 from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.tasks import Task
-from merging.bundle import BASE, read_parts, read_tensors, save_merged
+from merging.bundle import BASE, changed_files, read_parts, read_tensors, save_merged
 from merging.evaluate import Merged
 from merging.features import TokenReader, class_token
 from merging.fold import folded_state
@@ -44,7 +44,8 @@ class AnsweringModel(MultiTaskModel):
     Attributes:
         tasks: how each task sees pictures and what it answers, by name.
         card: of the bundle.
-        members: folder of each task's adapter; empty where the model is a single adapter.
+        members: folder of each task's adapter.
+        contents: ``bundle_content`` of each as it was merged.
         image_size: side of the images in pixels.
         mean, std: of the normalisation.
     """
@@ -58,10 +59,11 @@ class AnsweringModel(MultiTaskModel):
         tasks: Mapping[str, View],
         card: Mapping[str, Any],
         members: Mapping[str, Path],
+        contents: Mapping[str, str],
         base: Mapping[str, Tensor],
     ) -> None:
         super().__init__(backbone, heads)
-        self.tasks, self.card, self.members = dict(tasks), dict(card), dict(members)
+        self.tasks, self.card, self.members, self.contents = dict(tasks), dict(card), dict(members), dict(contents)
         self._base = dict(base)
         self._folder: Path | None = None  # that holds the very same model
         self.image_size = int(card["backbone"]["image_size"])
@@ -132,7 +134,11 @@ class AnsweringModel(MultiTaskModel):
     def save(self, path: str | Path) -> None:
         """Writes the bundle whole, members included, or leaves what was at ``path``.
 
+        It is the bundle that was loaded, or what adding and removing made of it; weights that were changed by other
+        means are not in it.
+
         Raises:
+            AdapterError: the loaded bundle, or an adapter that was merged in, is another by now.
             UserError: cannot be written, or there is a folder of something else.
         """
         folder = Path(path).expanduser()
@@ -140,20 +146,37 @@ class AnsweringModel(MultiTaskModel):
         if self._folder is not None:
             with atomic_folder(folder) as temporary:
                 shutil.copytree(self._folder, temporary, dirs_exist_ok=True)
+                self._require_same(temporary)
             return
         members, delta, heads = self._merge(self.members)
         card = self.card
         merged = Merged(Outcome(delta), heads, card["recipe"]["realign"], 0.0, 0)
         save_merged(
-            folder, self._frozen(), members, merged, card["recipe"], card["backbone"], card["rows"], card["provenance"]
-        )
+            folder, self._frozen(), members, merged, card["recipe"], card["backbone"], card["rows"], card["provenance"],
+            card["scored"],
+        )  # fmt: skip
         self.members = {name: folder / MEMBERS / name for name in members}
         self._folder = folder
+
+    def _require_same(self, copy: Path) -> None:
+        """Refuses a copy of the folder that the model was loaded from if it is of another model by now."""
+        if "recipe" in self.card:
+            same = not changed_files(copy, self.card["files"])
+        else:
+            same = {bundle_content(copy)} == set(self.contents.values())
+        if not same:
+            raise AdapterError(f"{self._folder} holds another model than was loaded from it; load it again.")
 
     def _merge(self, paths: Mapping[str, Path]) -> tuple[dict[str, Member], Any, dict[str, MLPHead]]:
         self._require_rebuildable(paths)
         mark = self.card["backbone"]["fingerprint"]
         members = {name: read_member(path, mark) for name, path in sorted(paths.items())}
+        for name, member in members.items():
+            if self.contents.get(name, member.bundle.content) != member.bundle.content:
+                raise AdapterError(
+                    f"{member.bundle.path} is another adapter than the one of task {name} that was merged. Merge anew, "
+                    "or load the model again."
+                )
         delta = merge_members(self.card["recipe"]["merge"], members).delta
         return members, delta, {name: member.head for name, member in members.items()}
 
@@ -167,6 +190,7 @@ class AnsweringModel(MultiTaskModel):
         self.backbone.load_state_dict(state)
         self._base, self._folder = base, None
         self.members = {name: paths[name] for name in members}
+        self.contents = {name: member.bundle.content for name, member in members.items()}
         self.heads = torch.nn.ModuleDict(heads).to(device)
         self.tasks = {
             name: read_view(member.task, member.bundle.card["data"].get("fit"), member.bundle.card)
@@ -241,7 +265,8 @@ def _load_merged(folder: Path) -> AnsweringModel:
     try:
         backbone = create_backbone(card["backbone"]["name"], int(card["backbone"]["image_size"]))
         backbone.load_state_dict(state)
-        return AnsweringModel(backbone, heads, tasks, card, members, read_tensors(folder / BASE))
+        contents = {name: told["content"] for name, told in card["tasks"].items()}
+        return AnsweringModel(backbone, heads, tasks, card, members, contents, read_tensors(folder / BASE))
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterError(f"{folder / CARD} does not tell the backbone ({error!r}); merge it anew.") from error
     except RuntimeError as error:
@@ -275,4 +300,5 @@ def _load_adapter(folder: Path, weights: str | None, cache: Path) -> AnsweringMo
     card = {"backbone": dict(made) | {"mean": pretrained.mean, "std": pretrained.std}, "task": member.name}
     view = read_view(member.task, data.get("fit"), member.bundle.card)
     name = check_name(member.name, folder / CARD)
-    return AnsweringModel(frozen, {name: member.head}, {name: view}, card, {name: folder}, base)
+    contents = {name: member.bundle.content}
+    return AnsweringModel(frozen, {name: member.head}, {name: view}, card, {name: folder}, contents, base)

@@ -82,6 +82,7 @@ def merged(
     merge: dict[str, Any] | None = None,
     realign: str = "none",
     folder: str = "model",
+    scores: Sequence[dict[str, Any]] = (),
     **options: Any,
 ) -> Path:
     """A merged bundle of adapters, as ``merge.py`` writes it; deep heads are random ones."""
@@ -97,7 +98,7 @@ def merged(
     backbone = {"name": TINY, "image_size": SIZE, "fingerprint": mark, "mean": [0.5] * 3, "std": [0.5] * 3}
     path = root / "models" / folder
     frozen = create_backbone(TINY, SIZE, weights_file(root))
-    save_merged(path, frozen, members, Merged(Outcome(delta), heads, realign, 0.0, 0), recipe, backbone, [])
+    save_merged(path, frozen, members, Merged(Outcome(delta), heads, realign, 0.0, 0), recipe, backbone, scores)
     return path
 
 

@@ -173,18 +173,19 @@ def test_the_card_shows_recipe_retention_data_and_use(tmp_path: Path) -> None:
     card = json.loads((merged(tmp_path, ["age", "leaves"]) / "card.json").read_text())
     row = {"metric": "rmse", "score": 0.5, "single": 0.4, "retention": 0.8}
     card["rows"] = [{"task": "age", **row}, {"task": "leaves", **row}]
-    members = [json.loads((adapter(tmp_path, name) / "card.json").read_text()) for name in ("age", "leaves")]
-    text = model_card(card, members)
+    card["scored"] = {name: told["content"] for name, told in card["tasks"].items()}
+    single = json.loads((adapter(tmp_path, "leaves") / "card.json").read_text())
+    text = model_card(card)
     front = yaml.safe_load(text.split("---")[1])
     assert "model-merging" in front["tags"]
     assert "| age | rmse | 0.5000 | 0.4000 | 0.800 |" in text
     assert "Method `cat`" in text
     assert "`drawn_age`, `drawn_leaves`" in text
-    assert "| accuracy | 0.5000 |" in model_card(members[1], [])
-    card["rows"] = card["rows"][:1]
-    assert "was not scored" in model_card(card, members)
+    assert "| accuracy | 0.5000 |" in model_card(single)
     card["rows"] = [{"task": "age", **row, "retention": None}, {"task": "leaves", **row}]
-    assert "| 0.5000 | 0.4000 | ? |" in model_card(card, members)
+    assert "| 0.5000 | 0.4000 | ? |" in model_card(card)
+    card["scored"]["leaves"] = "of another seed"
+    assert "was not scored" in model_card(card)
 
 
 def test_uploads_are_asked_for_in_full() -> None:

@@ -1,8 +1,10 @@
 """The model that scripts use: one pass for all tasks, and tasks that come and go without a trace."""
 
 import itertools
+import json
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,9 @@ import torch
 from torch import Tensor
 
 from launch.errors import AdapterError, UserError
+from launch.files import sha256_file
 from lightning_modules.backbone import create_backbone
-from merging.bundle import BACKBONE, BASE
+from merging.bundle import BACKBONE, BASE, HEADS
 from merging.features import read_features
 from merging.model import load
 from tests.conftest import SIZE, TINY
@@ -184,6 +187,77 @@ def test_bundles_that_lie_are_refused(tmp_path: Path) -> None:
     (path / "card.json").write_text(card)
     base = safetensors.torch.load_file(path / BASE)
     safetensors.torch.save_file({name: value + 1e-3 for name, value in base.items()}, path / BASE)
+    with pytest.raises(AdapterError, match=r"base\.safetensors is missing, or not the file that card\.json tells of"):
+        load(path)
+    told = json.loads(card)
+    told["files"][BASE] = sha256_file(path / BASE)
+    (path / "card.json").write_text(json.dumps(told))
     model = load(path)
     with pytest.raises(AdapterError, match="frozen weights"):
         model.remove("age")
+
+
+@pytest.mark.parametrize("name", [BACKBONE, HEADS, BASE])
+def test_files_of_another_model_are_refused(tmp_path: Path, name: str) -> None:
+    path = merged(tmp_path, ["age", "leaves"])
+    other = merged(tmp_path, ["age", "leaves"], folder="other")
+    for file in (BACKBONE, HEADS, BASE):
+        tensors = safetensors.torch.load_file(other / file)
+        safetensors.torch.save_file({key: 2 * value for key, value in tensors.items()}, other / file)
+    shutil.copy(other / name, path / name)
+    with pytest.raises(AdapterError, match=f"{name} is missing, or not the file"):
+        load(path)
+
+
+def test_members_that_are_other_adapters_by_now_are_not_merged_anew(tmp_path: Path, images: Tensor) -> None:
+    model = load(merged(tmp_path, ["age", "leaves", "points"]))
+    before = model(images)
+    shutil.rmtree(model.members["leaves"])
+    shutil.copytree(model.members["age"], model.members["leaves"])
+    with pytest.raises(AdapterError, match="is another adapter than the one of task leaves"):
+        model.remove("points")
+    torch.testing.assert_close(model(images), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["merged", "adapter"])
+def test_a_folder_that_changed_after_it_was_loaded_is_not_saved_as_the_model(tmp_path: Path, kind: str) -> None:
+    def made(name: str) -> Path:
+        return merged(tmp_path, [name], folder=name) if kind == "merged" else adapter(tmp_path, name)
+
+    path = made("leaves")
+    model = load(path)
+    model.save(tmp_path / "same")
+    assert files(tmp_path / "same") == files(path)
+    shutil.rmtree(path)
+    shutil.copytree(made("age"), path)
+    with pytest.raises(AdapterError, match="holds another model than was loaded from it"):
+        model.save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_scores_are_told_of_the_adapters_that_were_scored_alone(tmp_path: Path) -> None:
+    row = {"metric": "rmse", "score": 0.5, "single": 0.4, "retention": 0.8}
+    scores = [{"task": task, **row} for task in ("age", "leaves")]
+    model = load(merged(tmp_path, ["age", "leaves"], scores=scores))
+    model.remove("age")
+    model.save(tmp_path / "leaves")
+    assert "was not scored yet" in (tmp_path / "leaves" / "README.md").read_text()
+    folder = adapter(tmp_path, "age")
+    model.add(folder)
+    model.save(tmp_path / "again")
+    assert "| age | rmse | 0.5000 |" in (tmp_path / "again" / "README.md").read_text()
+    model.remove("age")
+    file = folder / "head.safetensors"
+    safetensors.torch.save_file({name: 2 * value for name, value in safetensors.torch.load_file(file).items()}, file)
+    model.add(folder)
+    model.save(tmp_path / "trained_anew")
+    assert "was not scored yet" in (tmp_path / "trained_anew" / "README.md").read_text()
+
+
+def test_threads_may_share_a_model_with_deep_heads(tmp_path: Path, images: Tensor) -> None:
+    model = load(merged(tmp_path, ["age", "leaves"], realign="deep"))
+    expected = [model(images[index : index + 1]) for index in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda step: model(images[step % 4 : step % 4 + 1]), range(60)))
+    for step, answers in enumerate(found):
+        torch.testing.assert_close(answers, expected[step % 4])
