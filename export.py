@@ -21,7 +21,7 @@ def job(config: ExportConfig, run: Run) -> dict[str, Any]:
     """Imports torch and the like only now: a fault in the command should not wait for them."""
     require_model(config.model)
     if config.format != "hub":
-        require_replaceable(Path(config.folder).expanduser(), CARD, "format")
+        require_replaceable(Path(config.folder).expanduser(), CARD, "format", (CARD, "model.*", "*.safetensors"))
     from merging.picture_list import check_images
 
     check_images(config.image_list)

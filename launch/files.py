@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fnmatch
 import glob
 import hashlib
 import json
@@ -10,7 +11,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: writing failed (read-only, disk full).
     """
+    if path.is_symlink():  # what it leads to is replaced, not the link
+        path = path.resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{glob.escape(path.name[:80])}.*.tmp"):
@@ -124,19 +127,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def require_replaceable(path: Path, card: str, key: str) -> None:
+def require_replaceable(path: Path, card: str, key: str, ours: Sequence[str] = ("*",)) -> None:
     """Refuses a folder that ``atomic_folder`` would replace though it holds something else than is written there.
 
     Args:
         card: JSON file that earlier ones of its kind have.
         key: in it.
+        ours: see ``require_ours``.
 
     Raises:
-        UserError: the folder is not empty and has no such file.
+        UserError: the folder is not empty and has no such file, or has others.
     """
-    if path.is_file():
-        raise UserError(f"{path} is a file; name a folder that is new or empty.")
-    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    names = require_ours(path, ours)
     if not names:
         return
     try:
@@ -144,11 +146,33 @@ def require_replaceable(path: Path, card: str, key: str) -> None:
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict) or key not in content:
-        listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        raise UserError(
-            f"The folder {path} is written as a whole and holds something else ({listed}), which would be lost. "
-            "Name a folder that is new or empty."
-        )
+        raise _would_be_lost(path, names)
+
+
+def require_ours(path: Path, ours: Sequence[str]) -> list[str]:
+    """What a folder holds that ``atomic_folder`` would replace, refused if it is not of what is written there.
+
+    Args:
+        ours: shell patterns of the names that are written there.
+
+    Raises:
+        UserError: ``path`` is a file, or the folder has other names.
+    """
+    if path.is_file():
+        raise UserError(f"{path} is a file; name a folder that is new or empty.")
+    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    names = [name for name in names if name != ".DS_Store"]  # macOS leaves it where a folder was looked at
+    if strangers := [name for name in names if not any(fnmatch.fnmatchcase(name, own) for own in ours)]:
+        raise _would_be_lost(path, strangers)
+    return names
+
+
+def _would_be_lost(path: Path, names: Sequence[str]) -> UserError:
+    listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return UserError(
+        f"The folder {path} is written as a whole and holds something else ({listed}), which would be lost. "
+        "Move it, or name a folder that is new or empty."
+    )
 
 
 def _replace_folder(new: Path, path: Path) -> None:

@@ -25,6 +25,7 @@ from datamodules.datamodule import normalize
 from launch.bundles import CARD, MEMBERS, bundle_content
 from launch.errors import AdapterError
 from launch.files import atomic_folder, require_replaceable
+from lightning_modules.adapter import CONFIG, README
 from lightning_modules.backbone import create_backbone, fingerprint
 from lightning_modules.model import MLPHead, MultiTaskModel
 from lightning_modules.tasks import Task
@@ -142,7 +143,7 @@ class AnsweringModel(MultiTaskModel):
             UserError: cannot be written, or there is a folder of something else.
         """
         folder = Path(path).expanduser()
-        require_replaceable(folder, CARD, "backbone")
+        require_replaceable(folder, CARD, "backbone", (CARD, CONFIG, README, MEMBERS, "*.safetensors"))
         if self._folder is not None:
             with atomic_folder(folder) as temporary:
                 shutil.copytree(self._folder, temporary, dirs_exist_ok=True)

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from launch.files import atomic_folder, atomic_write, write_json
+from launch.files import atomic_folder, atomic_write, require_ours, write_json
 from launch.provenance import provenance
 from launch.report_schema import ReportConfig
 from reporting.load import collect
@@ -13,10 +13,15 @@ from reporting.rows import Collected
 from reporting.tables import NOTE, Table, study_tables, to_markdown
 
 log = logging.getLogger(__name__)
+OURS = ("report.html", "tables.md", "figures", "left_out.json", "merges.*", "trains.*")
 
 
 def report(config: ReportConfig) -> dict[str, Any]:
-    """Writes ``<outputs>/reports/<name>/``; with ``watch`` shows a sweep, with ``wandb`` builds a report there, too."""
+    """Writes ``<outputs>/reports/<name>/``; with ``watch`` shows a sweep, with ``wandb`` builds a report there, too.
+
+    Raises:
+        UserError: the folder cannot be written, or holds what no report writes.
+    """
     if config.watch is not None:
         from reporting.watch import watch
 
@@ -26,8 +31,9 @@ def report(config: ReportConfig) -> dict[str, Any]:
 
         assert config.logger.wandb is not None  # checked with the config
         require_online(config.logger.wandb.mode)
-    found = collect([Path(folder).expanduser() for folder in config.folders])
     folder = Path(config.paths.outputs) / "reports" / config.name
+    require_ours(folder, OURS)
+    found = collect([Path(folder).expanduser() for folder in config.folders])
     write_report(found, folder, list(config.formats), config.folders)
     made: dict[str, Any] = {"report": str(folder), "train_rows": len(found.trains), "merge_rows": len(found.merges)}
     log.info(

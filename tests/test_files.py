@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.errors import UserError, nearest
-from launch.files import atomic_folder, atomic_write, require_replaceable, sha256_file, write_json
+from launch.files import atomic_folder, atomic_write, require_ours, require_replaceable, sha256_file, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -118,6 +118,32 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
             require_replaceable(ours, "card.json", "recipe")
     with pytest.raises(UserError, match="is a file"):
         require_replaceable(ours / "card.json", "card.json", "recipe")
+
+
+def test_a_users_own_files_are_not_replaced(tmp_path):
+    ours = tmp_path / "ours"
+    write_json(ours / "card.json", {"recipe": {}})
+    (ours / "model.onnx").write_text("x")
+    (ours / ".DS_Store").write_text("x")
+    names = ("card.json", "model.*")
+    require_replaceable(ours, "card.json", "recipe", names)
+    assert require_ours(ours, names) == ["card.json", "model.onnx"]
+    assert require_ours(tmp_path / "new", names) == []
+    (ours / "NOTES.md").write_text("x")
+    for check in (lambda: require_replaceable(ours, "card.json", "recipe", names), lambda: require_ours(ours, names)):
+        with pytest.raises(UserError, match=r"holds something else \(NOTES\.md\), which would be lost"):
+            check()
+
+
+def test_a_link_goes_on_leading_to_the_new_folder(tmp_path):
+    (tmp_path / "disk" / "model").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "model")
+    with atomic_folder(tmp_path / "link") as folder:
+        (folder / "weights").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "model" / "weights").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["model"]
 
 
 def test_all_files_of_a_folder_follow_the_umask(tmp_path):
