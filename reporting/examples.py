@@ -12,7 +12,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from datamodules.decode import BrokenImageError, read_image
 
 SIDE = 144  # pixels
 PER_TASK = 12  # of a run
@@ -26,8 +28,8 @@ def read_examples(run: Path, origin: int, left_out: list[tuple[str, str]]) -> li
         return []
     try:
         listed = _first(json.loads(file.read_text(encoding="utf-8"), parse_constant=no_number))
-        return [{**_known(item), "image": _thumbnail(file.parent / item["image"]), "origin": origin} for item in listed]
-    except (OSError, ValueError, KeyError, TypeError, UnidentifiedImageError) as error:
+        return [{**_known(item), "image": _thumbnail(file.parent, item["image"]), "origin": origin} for item in listed]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, BrokenImageError) as error:
         left_out.append(
             (str(file), f"examples cannot be read: {str(error).splitlines()[0] if str(error) else error!r}")
         )
@@ -58,10 +60,13 @@ def _known(item: dict[str, Any]) -> dict[str, Any]:
     return {name: item.get(name) for name in ("task", "target", "single", "merged", "method", "realign", "set")}
 
 
-def _thumbnail(path: Path) -> str:
-    with Image.open(path) as picture:
-        small = picture.convert("RGB")
-        small.thumbnail((SIDE, SIDE))
+def _thumbnail(folder: Path, name: str) -> str:
+    """A small copy; of a picture in ``folder`` alone, since the page may be passed on and the run may be another's."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"{name} lies outside of the run")
+    small = Image.fromarray(read_image(path))
+    small.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

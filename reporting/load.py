@@ -262,11 +262,22 @@ def _inside(section: Any, key: str) -> Any:
 
 
 def _flat(node: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Dotted keys of a nested mapping."""
+    """Dotted keys of a nested mapping; what is no JSON (infinity, a date) as text."""
     items: list[tuple[str, Any]] = []
     for key, value in node.items():
-        items += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(f"{prefix}{key}", value)]
+        if isinstance(value, dict) and value:
+            items += _flat(value, f"{prefix}{key}.")
+        else:
+            items.append((f"{prefix}{key}", _as_json(value)))
     return items
+
+
+def _as_json(value: Any) -> Any:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return str(value)
+    return value
 
 
 def _one_line(error: BaseException) -> str:

@@ -30,6 +30,19 @@ def test_empty_outputs_give_a_page_that_says_what_to_run(script, tmp_path):
         assert text in page
 
 
+def test_a_users_own_notes_beside_a_report_are_not_lost(script, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    for _ in range(2):
+        code, err = script("formats=[csv]")
+        assert code == 0, err
+    notes = tmp_path / "outputs" / "reports" / "all" / "notes.md"
+    notes.write_text("mine")
+    code, err = script("formats=[csv]")
+    assert code == 1
+    assert "holds something else (notes.md), which would be lost" in err
+    assert notes.read_text() == "mine"
+
+
 def test_faults_of_the_command_are_told_together(script):
     code, err = script("formats=[htm]", "wandb=true", "logger=csv", "folder=[a]")
     assert code == 2
