@@ -139,12 +139,14 @@ class AnsweringModel(MultiTaskModel):
         means are not in it.
 
         Raises:
-            AdapterError: the loaded bundle, or an adapter that was merged in, is another by now.
+            AdapterError: the loaded bundle, or an adapter that was merged in, is another by now, or gone.
             UserError: cannot be written, or there is a folder of something else.
         """
         folder = Path(path).expanduser()
         require_replaceable(folder, CARD, "backbone", (CARD, CONFIG, README, MEMBERS, "*.safetensors"))
         if self._folder is not None:
+            if not (self._folder / CARD).is_file():
+                raise AdapterError(f"{self._folder}, which the model was loaded from, is gone; it cannot be copied.")
             with atomic_folder(folder) as temporary:
                 shutil.copytree(self._folder, temporary, dirs_exist_ok=True)
                 self._require_same(temporary)

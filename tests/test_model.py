@@ -232,6 +232,9 @@ def test_a_folder_that_changed_after_it_was_loaded_is_not_saved_as_the_model(tmp
     shutil.copytree(made("age"), path)
     with pytest.raises(AdapterError, match="holds another model than was loaded from it"):
         model.save(tmp_path / "other")
+    shutil.rmtree(path)
+    with pytest.raises(AdapterError, match="is gone; it cannot be copied"):
+        model.save(tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
