@@ -1,5 +1,6 @@
 """A merge by least squares, Linear after Linear, that undoes what the Linears before it have spoilt."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,6 +16,8 @@ from merging.delta import Delta, Weights, collect, require, weighted
 from merging.predict import tolerance
 from merging.sequential import CHUNK, embed
 from merging.workbench import Workbench, outputs
+
+HELD = 23  # float32 numbers per token and channel of each image, measured with two and four tasks
 
 
 def regress(
@@ -40,7 +43,7 @@ def regress(
     stream itself back to the single-adapter model's, so that errors do not add up. l_i = 1 / tr E x x^T. The result
     is a dense change of all ``targets``; no gradient step is taken and no label is read.
 
-    Of each image about 13 numbers per token and channel are held at a time (2 or 4 bytes each).
+    Of each image about ``HELD`` numbers per token and channel are held at a time.
 
     Args:
         weights: of the adapters whose answers are wanted; None for 1.
@@ -51,6 +54,9 @@ def regress(
         stride: only every how-manieth patch token is fitted; more images teach more than all tokens of few.
         by_error: of numbers and points l_i is multiplied by the variance of the head outputs over
             ``predict.tolerance``, so that they, which tell finer differences than classes, get more say.
+
+    Raises:
+        CommandError: an impossible setting, or more than the machine's memory would be held.
     """
     require(images >= 2, "images", images, "a whole number from 2")
     require(ridge > 0, "ridge", ridge, "a number above 0")
@@ -69,6 +75,7 @@ def regress(
     try:
         bench.weights.restore()
         merged = {task: embed(bench, task, images) for task in tasks}
+        _require_memory(merged, bench.device)
         single = dict(merged)
         blocks = list(cast(nn.Sequential, bench.backbone.blocks))
         for index, block in enumerate(track(blocks, "Refitting blocks", len(blocks))):
@@ -83,6 +90,23 @@ def regress(
     finally:
         bench.weights.restore()
     return found
+
+
+def _require_memory(tokens: Mapping[str, Tensor], device: torch.device) -> None:
+    """Refuses what would end in the system killing the process, with the number of images that fit."""
+    if device.type == "cuda":
+        there = torch.cuda.mem_get_info(device)[1]
+    elif hasattr(os, "sysconf"):
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:  # Windows does not tell without another package
+        return
+    needed = HELD * sum(one.numel() * one.element_size() for one in tokens.values())
+    if needed > there:
+        fewer = int(max(len(one) for one in tokens.values()) * there / needed)
+        raise CommandError(
+            f"merge=regress would hold about {needed / 1e9:.0f} GB at a time for {len(tokens)} tasks, more than the "
+            f"{there / 1e9:.0f} GB of {device}. Give merge.images={fewer} or less, or another merge; of advice, other candidates."
+        )
 
 
 def _say(bench: Workbench, task: str, images: int) -> float:
