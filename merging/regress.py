@@ -105,7 +105,8 @@ def _require_memory(tokens: Mapping[str, Tensor], device: torch.device) -> None:
         fewer = int(max(len(one) for one in tokens.values()) * there / needed)
         raise CommandError(
             f"merge=regress would hold about {needed / 1e9:.0f} GB at a time for {len(tokens)} tasks, more than the "
-            f"{there / 1e9:.0f} GB of {device}. Give merge.images={fewer} or less, or another merge; of advice, other candidates."
+            f"{there / 1e9:.0f} GB of {device}. Give merge.images={fewer} or less, another merge, or other "
+            "candidates of advice."
         )
 
 
