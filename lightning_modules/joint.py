@@ -33,8 +33,17 @@ from lightning_modules.callbacks import BEST
 from lightning_modules.examples import log_examples, save_examples
 from lightning_modules.model import MultiTaskModel, require_names
 from lightning_modules.module import MultiTaskModule
-from lightning_modules.tracking import define_metrics, log_bundle, log_summary
-from lightning_modules.training import end_group, fit, load_best, log_pictures, of_stage, run_loggers, to_answers
+from lightning_modules.tracking import define_metrics, log_bundle
+from lightning_modules.training import (
+    end_group,
+    fit,
+    load_best,
+    log_best,
+    log_pictures,
+    of_stage,
+    run_loggers,
+    to_answers,
+)
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +145,7 @@ def train_joint(config: JointConfig, run: Run, sources: Mapping[str, Source]) ->
             answers = {name: to_answers(module.answers[name]) for name in tasks}
             tested = {name: (task, answers[name], images[name].pictures) for name, task in tasks.items()}
             log_examples(opened, run.path / "examples", save_examples(run.path / "examples", tested))
-        log_summary(opened, {f"best/{name}/{part['metric']}": part["score"] for name, part in parts.items()})
+        log_best(opened, validation, "val/")
     shutil.rmtree(checkpoints, ignore_errors=True)
     scores = ", ".join(f"{name} {part['metric']} {part['score']:.4f}" for name, part in parts.items())
     log.info("%s, rank %d: test %s (epoch %s of %d)", config.name, config.lora.rank, scores, best_epoch, epochs)

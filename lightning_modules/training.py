@@ -133,7 +133,7 @@ def train(config: TrainConfig, run: Run, source: Source) -> dict[str, Any]:
             log_pictures(opened, run.path / "pictures", task, module.answers[task.name], images)
             tested = {task.name: (task, to_answers(module.answers[task.name]), images.pictures)}
             log_examples(opened, run.path / "examples", save_examples(run.path / "examples", tested))
-        log_summary(opened, {f"best/{name}": value for name, value in metrics.items()})
+        log_best(opened, validation, f"val/{task.name}/")
     shutil.rmtree(checkpoints, ignore_errors=True)
     scores = ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
     log.info("%s, rank %d, on %s: test %s (epoch %s of %d)", config.name, rank, source.name, scores, best_epoch, epochs)
@@ -216,6 +216,14 @@ def load_best(module: MultiTaskModule, path: Path, dry: bool) -> tuple[int | Non
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
     return checkpoint["epoch"] + 1, checkpoint["metrics"]
+
+
+def log_best(loggers: list[Logger], validation: Mapping[str, float], prefix: str) -> None:
+    """The best epoch's validation metrics as ``best/...`` of the summary: W&B loses its own when a run is resumed.
+
+    Test scores stand there as ``test/...`` alone: whoever chooses a run by ``best/...`` has not looked at test images.
+    """
+    log_summary(loggers, {f"best/{name}": value for name, value in of_stage(validation, prefix).items()})
 
 
 def task_grams(backbone: nn.Module, data: ImageDataModule, count: int, device: torch.device) -> dict[str, Tensor]:

@@ -147,8 +147,10 @@ def sections(found: Collected) -> dict[str, list[Any]]:
             wr.LinePlot(title=f"{task}, {metric}", x="epoch", y=[f"val/{task}/{metric}"]) for task, metric in tasks
         ]
         place["Rank of the adapters alone"] = [
-            wr.ScatterPlot(title=metric, x=wr.Config("lora.rank"), y=wr.SummaryMetric(f"best/{metric}"))
-            for metric in sorted({metric for _, metric in tasks})
+            wr.ScatterPlot(
+                title=f"{task}, {metric}", x=wr.Config("lora.rank"), y=wr.SummaryMetric(f"test/{task}/{metric}")
+            )
+            for task, metric in tasks
         ]
     tables = [name for name, rows in (("merges", found.merges), ("trains", found.trains)) if rows]
     if tables:

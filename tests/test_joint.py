@@ -20,6 +20,7 @@ from lightning_modules.tasks import Task
 from tests.conftest import SIZE, TINY
 from tests.peft_bundle import apply_bundle
 from tests.runs import draw_folder, draw_points, overrides, read_results, train_here, train_process
+from tests.wandb_file import read_records, summary
 
 BOTH = ("task=joint", "tasks=[leaves,dot]")
 
@@ -170,6 +171,19 @@ def test_its_own_tasks_are_not_avoided(tmp_path, conf):
     """Neither of them has an adapter that could be asked."""
     result, _ = train_here([*BOTH, *overrides(tmp_path, "trainer.max_epochs=1", "lora.avoid=[leaves,dot]")], conf)
     assert result["epochs"] == 1
+
+
+def test_the_best_values_that_are_told_to_wandb_are_the_validations(tmp_path, conf, monkeypatch):
+    for name in ("WANDB_DATA_DIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    more = overrides(tmp_path, "trainer.max_epochs=1", "logger=wandb", "logger.wandb.mode=offline")
+    result, run = train_here([*BOTH, *more], conf)
+    told = summary(read_records(run.path)[1])
+    best = {name.removeprefix("best/"): value for name, value in told.items() if name.startswith("best/")}
+    for name, part in result["tasks"].items():
+        own = {key.removeprefix(f"{name}/"): value for key, value in best.items() if key.startswith(f"{name}/")}
+        assert own == pytest.approx(part["validation"])
+        assert own["loss"] != pytest.approx(part["metrics"]["loss"])
 
 
 def test_where_one_of_its_bundles_is_gone_all_are_published_again(tmp_path, conf):

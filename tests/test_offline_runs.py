@@ -39,7 +39,10 @@ def test_a_training_is_whole_offline_and_its_examples_are_on_the_page(tmp_path):
     assert names <= set(logged), "the CSV's metrics under the same names"
     assert len(logged["val/leaves/accuracy"]) == result["epochs"]
     final = summary(found)
-    assert final["best/accuracy"] == pytest.approx(result["score"])
+    best = {name.removeprefix("best/"): value for name, value in final.items() if name.startswith("best/")}
+    assert best == pytest.approx(result["validation"])
+    assert best["loss"] != pytest.approx(result["metrics"]["loss"]), "of other images than the test's"
+    assert logged["test/leaves/accuracy"] == [pytest.approx(result["score"])]
     assert config(found)["lora"]["rank"] == 2
     assert logged["examples/leaves"][0]["_type"] == "table-file"
     files = artifact(found, "run_table")  # where W&B keeps a table's pictures
@@ -139,12 +142,12 @@ def test_workspace_and_report_have_the_pages_panels(report, monkeypatch):
             "figures/refinement",
             "figures/advisor",
             "retention/best",
-            "best/accuracy",
             "Every number",
         ):
             assert part in text
         for task, (metric, _) in TASKS.items():
             assert f"val/{task}/{metric}" in text
+            assert f"test/{task}/{metric}" in text, "ranks are compared by what the page compares: test scores"
 
 
 def test_adapters_trained_otherwise_have_a_mean_of_their_own(tmp_path):
