@@ -1,6 +1,8 @@
 """A tiny Vision Transformer and what hangs on it; nothing is fetched."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -10,6 +12,9 @@ from lightning_modules.adapter import save_bundle
 from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
 from lightning_modules.lora import add_lora, lora_config
 from lightning_modules.model import MLPHead, MultiTaskModel
+
+if TYPE_CHECKING:
+    from tests.mirror import Mirror
 
 TINY, SIZE = "test_vit", 32
 
@@ -51,6 +56,18 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.merge_runs import train_members  # which reads the sizes above
 
     return train_members(tmp_path_factory.mktemp("members"))
+
+
+@pytest.fixture
+def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator["Mirror"]:
+    """A file server of this machine; broken downloads from it are tried again at once."""
+    from datamodules import download
+    from tests.mirror import serve
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(download, "PAUSE", 0.0)
+    with serve() as state:
+        yield state
 
 
 @pytest.fixture
