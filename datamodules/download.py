@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import requests
@@ -37,8 +38,9 @@ class _ChangedError(Exception):
 def download(file: RemoteFile, path: Path) -> None:
     """Puts the verified file at ``path``, by way of ``<name>.part``, which a later call continues.
 
-    The caller holds the lock. Without a published checksum a part is only continued from the address it came
-    from, and only when the server confirms (If-Range) that its file is still the same.
+    The caller holds the lock. Without a published checksum the file must be what the Hub tells of it, where it comes
+    from there; a part is then only continued from the address it came from, and only when the server confirms
+    (If-Range) that its file is still the same.
 
     Raises:
         DatasetNotFoundError: no mirror could give it; the text has every mirror's reason.
@@ -72,8 +74,11 @@ def _from_mirror(session: requests.Session, url: str, file: RemoteFile, part: Pa
     most, failures = _usable(part, url, file), 0
     while True:
         try:
-            _attempt(session, url, file, part)
-            if not (problem := mismatch(file, part)):
+            told = _attempt(session, url, file, part)
+            if not (problem := mismatch(told, part)):
+                if not (told.sha256 or told.md5):
+                    text = "%s: no checksum is published and %s tells none; nothing but its length could be checked"
+                    log.warning(text, file.name, url)
                 return
             _forget(part)
             if not continued:
@@ -101,11 +106,11 @@ def _from_mirror(session: requests.Session, url: str, file: RemoteFile, part: Pa
         time.sleep(PAUSE * 2 ** (failures - 1))
 
 
-def _attempt(session: requests.Session, url: str, file: RemoteFile, part: Path) -> None:
-    """One request; returns when the body came whole."""
+def _attempt(session: requests.Session, url: str, file: RemoteFile, part: Path) -> RemoteFile:
+    """One request; returns when the body came whole, with what there is to compare it with."""
     have = _usable(part, url, file)
-    if file.size is not None and have == file.size:
-        return
+    if have == file.size and (file.sha256 or file.md5):  # else the server is asked for its checksum
+        return file
     # identity: a server that compresses on the way would give other bytes and other offsets.
     headers = {"Accept-Encoding": "identity"}
     if have:
@@ -113,8 +118,9 @@ def _attempt(session: requests.Session, url: str, file: RemoteFile, part: Path) 
         if (validator := _validator_of(part, url)) is not None:
             headers["If-Range"] = validator
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        file = _as_told(file, response)
         if response.status_code == 416 and response.headers.get("Content-Range") == f"bytes */{have}":
-            return  # an earlier run had it whole, and ended before it was renamed
+            return file  # an earlier run had it whole, and ended before it was renamed
         start, total = _offsets(response, have)
         if file.size is not None and total is not None and total != file.size:
             raise _MirrorError(f"offers {total:,} bytes, the published file has {file.size:,}")
@@ -132,6 +138,22 @@ def _attempt(session: requests.Session, url: str, file: RemoteFile, part: Path) 
         raise requests.ConnectionError("the connection broke")
     if total is not None and size > total:
         raise _ChangedError(f"{size:,} bytes came, {total:,} were announced")
+    return file
+
+
+def _as_told(file: RemoteFile, response: requests.Response) -> RemoteFile:
+    """A file without a published checksum with the sha256 and size that the Hugging Face Hub tells of it.
+
+    They stand in the answer that redirects to the storage; what the storage says of its own bytes proves nothing.
+    """
+    if file.sha256 or file.md5:
+        return file
+    for answer in response.history:
+        digest = answer.headers.get("X-Linked-ETag", "").removeprefix("W/").strip('"')
+        if re.fullmatch(r"[0-9a-fA-F]{64}", digest):  # that of a file outside LFS is git's SHA-1 of something else
+            size = answer.headers.get("X-Linked-Size", "")
+            return replace(file, sha256=digest, size=int(size) if file.size is None and size.isdigit() else file.size)
+    return file
 
 
 def _offsets(response: requests.Response, have: int) -> tuple[int, int | None]:

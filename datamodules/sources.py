@@ -312,7 +312,7 @@ class PublishedSource(Source):
 
 
 def hub_files(revision: str, files: Mapping[str, str]) -> tuple[RemoteFile, ...]:
-    """Files of a dataset on the Hugging Face Hub.
+    """Files of a dataset on the Hugging Face Hub, whose checksums it tells when they are downloaded.
 
     Args:
         revision: ``owner/name/resolve/<commit>``.
