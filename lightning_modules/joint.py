@@ -31,9 +31,10 @@ from lightning_modules.building import (
 )
 from lightning_modules.callbacks import BEST
 from lightning_modules.examples import log_examples, save_examples
+from lightning_modules.lineage import log_bundle
 from lightning_modules.model import MultiTaskModel, require_names
 from lightning_modules.module import MultiTaskModule
-from lightning_modules.tracking import define_metrics, log_bundle
+from lightning_modules.tracking import define_metrics
 from lightning_modules.training import (
     end_group,
     fit,
@@ -175,5 +176,5 @@ def keep_joint(
         save_bundle(kept / name, model, name, lora, shared | result["tasks"][name] | {"config": plain})
     newest = publish(run, config)
     if newest is not None:
-        log_bundle(loggers, kept, f"adapter-{config.title}", {"score": result["score"]})
+        log_bundle(loggers, kept, config.title, {"score": result["score"]})
     return newest or kept

@@ -120,14 +120,3 @@ def log_table(
 
             data = [[cell(row, column) for column in columns] for row in rows]
             logger.experiment.log({name: wandb_sdk.Table(columns=[*columns], data=data)})
-
-
-def log_bundle(loggers: list[Logger], folder: Path, name: str, metadata: Mapping[str, Any]) -> None:
-    """Logs a folder as a W&B artifact of type adapter; offline it is kept for the next ``wandb sync``."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            import wandb as wandb_sdk
-
-            artifact = wandb_sdk.Artifact(name, type="adapter", metadata=dict(metadata))
-            artifact.add_dir(str(folder))
-            logger.experiment.log_artifact(artifact)

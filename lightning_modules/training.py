@@ -37,11 +37,12 @@ from lightning_modules.building import (
 from lightning_modules.callbacks import BEST, LAST
 from lightning_modules.examples import log_examples, save_examples
 from lightning_modules.features import FeatureDataModule
+from lightning_modules.lineage import log_bundle
 from lightning_modules.model import MultiTaskModel, require_names
 from lightning_modules.module import AUTOCAST, MultiTaskModule
 from lightning_modules.pictures import Answers, draw_pictures
 from lightning_modules.tasks import Task
-from lightning_modules.tracking import define_metrics, log_bundle, log_picture, log_summary, open_loggers
+from lightning_modules.tracking import define_metrics, log_picture, log_summary, open_loggers
 from merging.features import DeepFeatures
 from merging.grams import collect_grams
 from merging.robustness import IMAGES as ROBUST_IMAGES
@@ -267,5 +268,5 @@ def keep(
     save_bundle(kept, model, config.name, lora, card, grams)
     newest = publish(run, config)
     if newest is not None:
-        log_bundle(loggers, kept, f"adapter-{config.title}", {"score": result["score"]})
+        log_bundle(loggers, kept, config.title, {"score": result["score"]})
     return newest or kept

@@ -11,6 +11,7 @@ from typing import Any
 
 import timm
 import torch
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from rich.table import Table
 from timm.models import PretrainedCfg
@@ -25,6 +26,7 @@ from launch.progress import track
 from launch.runs import Run
 from lightning_modules.building import autocast_type, chosen_device
 from lightning_modules.examples import log_examples
+from lightning_modules.lineage import artifact_name, log_inputs, log_model
 from lightning_modules.model import MLPHead
 from lightning_modules.tracking import log_summary, log_table, open_loggers
 from merging.branch import Branching
@@ -67,7 +69,9 @@ def merge(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[st
         tags=[config.method_name, f"r{config.lora.rank}"], wandb=settings, tensorboard=config.logger.tensorboard,
     )  # fmt: skip
     with loggers as opened:
-        result = merge_all(config, run, bundles)
+        bench = open_bench(config, bundles)
+        log_inputs(opened, {task: member.bundle for task, member in bench.bench.members.items()})
+        result = merge_all(config, run, bench, opened)
         rows = [{key: row[key] for key in (*COLUMNS, *FURTHER, *PREDICTED)} for row in result["rows"]]
         log_table(opened, "rows", rows)
         curves = [{"set": tasks, **look} for tasks, curve in result["curves"].items() for look in curve]
@@ -79,9 +83,8 @@ def merge(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[st
     return result
 
 
-def merge_all(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dict[str, Any]:
-    """What ``merge`` does, without loggers."""
-    opened = open_bench(config, bundles)
+def merge_all(config: MergeConfig, run: Run, opened: Bench, loggers: list[Logger]) -> dict[str, Any]:
+    """What ``merge`` does once the bench is open; ``loggers`` are told of saved models only."""
     method = functools.partial(merge_function(config.merge), opened.bench)
     sets = config.chosen_sets()
     folder = run.path / "sets"
@@ -95,7 +98,7 @@ def merge_all(config: MergeConfig, run: Run, bundles: Mapping[str, Path]) -> dic
         expected = _expected(config, opened, merges)
         rows = score_set(opened.bench, merges, config.split, opened.head_only)
         rows = [row | told for row, told in zip(rows, expected, strict=True)]
-        saved = _save(config, opened, tasks, merges, rows) if _saves(config) else []
+        saved = _save(config, opened, tasks, merges, rows, loggers) if _saves(config) else []
         if saved and len(sets) == 1:  # the richest readout's answers, which the run's score is of, too
             told = {"set": "+".join(tasks), "method": config.method_label, "realign": merges[-1].realign}
             save_merged_examples(run.path / EXAMPLES, opened.bench, merges[-1], config.split, **told)
@@ -334,7 +337,12 @@ def _saves(config: MergeConfig) -> bool:
 
 
 def _save(
-    config: MergeConfig, opened: Bench, tasks: Sequence[str], merges: Sequence[Merged], rows: Sequence[dict[str, Any]]
+    config: MergeConfig,
+    opened: Bench,
+    tasks: Sequence[str],
+    merges: Sequence[Merged],
+    rows: Sequence[dict[str, Any]],
+    loggers: list[Logger],
 ) -> list[str]:
     models = Path(config.paths.outputs) / "models"
     saved = []
@@ -350,5 +358,11 @@ def _save(
         }  # fmt: skip
         members = {task: opened.bench.members[task] for task in tasks}
         save_merged(path, opened.frozen(), members, merged, recipe, opened.backbone, own)
+        told = {
+            "method": config.method_label, "realign": merged.realign, "rank": config.lora.rank, "seed": config.seed,
+            "inputs": {task: member.bundle.content for task, member in members.items()},
+            "retention": {row["task"]: row["retention"] for row in own},
+        }  # fmt: skip
+        log_model(loggers, path, artifact_name("merged", config.method_slug, *tasks), merged.realign, told)
         saved.append(str(path))
     return saved

@@ -3,11 +3,14 @@
 import dataclasses
 import functools
 import json
+from pathlib import Path
 
 import pytest
 import wandb
 from PIL import Image
 
+from lightning_modules.adapter import load_bundle
+from lightning_modules.lineage import reference
 from lightning_modules.tracking import log_picture, log_summary, log_table, open_loggers
 from reporting import online
 from reporting.load import collect
@@ -44,6 +47,9 @@ def test_a_training_is_whole_offline_and_its_examples_are_on_the_page(tmp_path):
     assert best["loss"] != pytest.approx(result["metrics"]["loss"]), "of other images than the test's"
     assert logged["test/leaves/accuracy"] == [pytest.approx(result["score"])]
     assert config(found)["lora"]["rank"] == 2
+    (adapter,) = [r.artifact for r in found if r.HasField("artifact") and r.artifact.type == "adapter"]
+    named = {f"{adapter.name}:{alias}" for alias in adapter.aliases}
+    assert reference(load_bundle(Path(result["bundle"]))) in named, "as a merge asks for it"
     assert logged["examples/leaves"][0]["_type"] == "table-file"
     files = artifact(found, "run_table")  # where W&B keeps a table's pictures
     table = json.loads(files["examples/leaves.table.json"].read_text())

@@ -8,8 +8,9 @@ import wandb
 from launch.account import wandb_mode
 from launch.errors import UserError
 from lightning_modules import tracking
+from lightning_modules.lineage import log_bundle
 from lightning_modules.tasks import Task
-from lightning_modules.tracking import define_metrics, log_bundle, log_summary, open_loggers
+from lightning_modules.tracking import define_metrics, log_summary, open_loggers
 from tests.wandb_file import read_records
 
 WANDB = {"project": "test", "entity": None, "mode": "offline"}
@@ -68,7 +69,7 @@ def test_offline_run_holds_what_was_logged(tmp_path):
             logger.log_metrics({"val/leaves/rmse": 0.5}, step=3)
             logger.save()
         log_summary(loggers, {"best/rmse": 0.25})
-        log_bundle(loggers, bundle, "adapter-leaves-r2-s0", {"score": 0.25})
+        log_bundle(loggers, bundle, "leaves-r2-s0", {"score": 0.25})
     assert wandb.run is None
     path, found = read_records(folder)
     assert "abc123" in path.name

@@ -80,8 +80,8 @@ def config(records: list[Any]) -> dict[str, Any]:
     return {
         item.key: json.loads(item.value_json)
         for record in records
-        if record.HasField("run")
-        for item in record.run.config.update
+        for part in (record.run.config if record.HasField("run") else record.config,)
+        for item in part.update
     }
 
 
