@@ -124,7 +124,9 @@ def distill(
     rate = warmup_cosine(steps, 0.05)
     generator = torch.Generator().manual_seed(seed)
     log_file, state_file = _files(
-        bench.scratch, tasks, (start, cat_share, rank, *more, widen_rank, images, mirror, steps, batch, lr, seed)
+        bench.scratch,
+        tasks,
+        (weights, start, cat_share, rank, *more, widen_rank, images, mirror, steps, batch, lr, seed),
     )
     first, spent, best, stale = 0, 0.0, (math.inf, _factors(student)), 0
     curve: list[dict[str, float | None]] = []

@@ -71,6 +71,13 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator["Mirror"]:
 
 
 @pytest.fixture
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distillation holds few pictures back and looks at them often, so that a few steps on the drawn ones suffice."""
+    monkeypatch.setattr("merging.distill.HELD_OUT", 8)
+    monkeypatch.setattr("merging.distill.CHECK_EVERY", 5)
+
+
+@pytest.fixture
 def bundle(tmp_path, vit):
     """Folder of a saved adapter for the task ``leaves`` with three classes, its model, the backbone's fingerprint."""
     mark = fingerprint(vit)

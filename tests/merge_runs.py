@@ -10,6 +10,7 @@ from launch.compose import Composer
 from launch.config import first_config
 from launch.merge_schema import MergeConfig
 from launch.runs import Run, describe_run, prepare
+from merging.workbench import Workbench
 from tests.runs import ROOT, draw_folder, draw_points, overrides, train_here
 
 
@@ -34,6 +35,15 @@ def merge_config(arguments: list[str]) -> MergeConfig:
     command = composer.parse(arguments, multirun=False)
     assert not command.faults
     return MergeConfig.model_validate(first_config(composer, command))
+
+
+def open_here(arguments: list[str]) -> tuple[MergeConfig, Workbench]:
+    """A merge's config and the workbench that it would be made on."""
+    from launch.bundles import find_bundles
+    from merging.run import open_bench
+
+    config = merge_config(arguments)
+    return config, open_bench(config, find_bundles(config)).bench
 
 
 def merge_here(arguments: list[str]) -> tuple[dict[str, Any], Run]:

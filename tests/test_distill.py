@@ -10,20 +10,15 @@ import safetensors.torch
 import torch
 from peft import PeftModel
 
-from launch.bundles import find_bundles
 from launch.errors import CommandError
 from lightning_modules.backbone import create_backbone, split_qkv
 from merging import distill as module
 from merging.methods import Outcome, merge_function
 from merging.model import load
-from merging.run import open_bench
-from tests.merge_runs import command, merge_config, merge_here
+from tests.merge_cases import dense, distance
+from tests.merge_runs import command, merge_here, open_here
 
-
-@pytest.fixture(autouse=True)
-def _few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HELD_OUT", 8)
-    monkeypatch.setattr(module, "CHECK_EVERY", 5)
+pytestmark = pytest.mark.usefixtures("few_pictures")
 
 
 def test_distillation_brings_answers_nearer_and_resumes_to_the_same(
@@ -72,8 +67,8 @@ def test_a_start_from_images_sees_none_that_is_held_out(outputs: Path, monkeypat
 
     monkeypatch.setattr(module, "merge_members", watched)
     given = ["merge=distill", "merge.start=regress", "merge.steps=1", "merge.images=20", "merge.widen=[]"]
-    config = merge_config(command(outputs, "tasks=[leaves,dots]", *given))
-    merge_function(config.merge)(open_bench(config, find_bundles(config)).bench, ["leaves", "dots"])
+    config, bench = open_here(command(outputs, "tasks=[leaves,dots]", *given))
+    merge_function(config.merge)(bench, ["leaves", "dots"])
     assert seen == [16]
 
 
@@ -91,6 +86,18 @@ def test_a_distillation_that_ended_is_not_trained_again(
     result, run = merge_here(pair)
     assert len(result["curves"]["dots+leaves"]) == looks
     assert not list((run.path / "scratch").glob("*.pt"))
+
+
+def test_a_distillation_of_other_weights_is_another(outputs: Path, tmp_path: Path) -> None:
+    """It does not go on from the checkpoint that the first left in the same run."""
+    given = ["merge=distill", "merge.widen=[]", "merge.steps=1", "merge.lr=1e-9", "merge.batch=2", "merge.images=20"]
+    changes = []
+    for weights in ("{leaves:0.2,dots:2.0}", "{leaves:2.0,dots:0.2}"):
+        config, bench = open_here(command(outputs, "tasks=[leaves,dots]", *given, f"merge.weights={weights}"))
+        bench.scratch = tmp_path
+        changes.append(dense(merge_function(config.merge)(bench, ["leaves", "dots"]).delta))
+    assert len(list(tmp_path.glob("*.pt"))) == 2
+    assert distance(*changes) > 0.1
 
 
 @pytest.mark.parametrize(
@@ -118,8 +125,7 @@ def test_factors_are_trained_in_float32_beside_a_backbone_in_bfloat16(
 
 def test_a_fifth_of_few_pictures_is_held_out(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HELD_OUT", 64)
-    config = merge_config(command(outputs, "tasks=[leaves,dots]"))
-    bench = open_bench(config, find_bundles(config)).bench
+    _, bench = open_here(command(outputs, "tasks=[leaves,dots]"))
     pool = module._Pool(bench, "leaves", 100, mirror=False)
     assert (len(pool.pixels), pool.count) == (56, 45)
     with pytest.raises(CommandError, match="needs ten images of leaves or more, and got 9"):
@@ -148,8 +154,7 @@ def test_a_start_that_is_near_is_moved_gently(outputs: Path, monkeypatch: pytest
 
 
 def test_distillation_counts_changes_of_numbers_in_the_models_own_error(outputs: Path) -> None:
-    config = merge_config(command(outputs, "tasks=[leaves,level]"))
-    bench = open_bench(config, find_bundles(config)).bench
+    _, bench = open_here(command(outputs, "tasks=[leaves,level]"))
     pool = module._Pool(bench, "level", 100, mirror=False)
     drawn = pool.draw(4, torch.Generator().manual_seed(0))
     head, error = bench.members["level"].head, bench.members["level"].validation["rmse"]
