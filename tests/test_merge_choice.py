@@ -1,4 +1,4 @@
-"""Merges that are chosen: the ladder, the search and advice, none of which may read a test picture."""
+"""Merges that are chosen: the ladder and advice, neither of which may read a test picture."""
 
 import functools
 import shutil
@@ -12,15 +12,25 @@ from launch.bundles import find_bundles
 from launch.errors import AdapterError, CommandError
 from launch.merge_schema import Realign
 from launch.runs import describe_run
-from merging import search
 from merging.advisor import advise
 from merging.bundle import read_parts
 from merging.evaluate import merge_set, predict_set
 from merging.features import read_features
-from merging.methods import Outcome, merge_function
+from merging.methods import merge_function
 from merging.realign import VIEWS
-from merging.run import open_bench
-from tests.merge_runs import command, merge_config, merge_here
+from tests.merge_runs import command, merge_config, merge_here, open_here
+
+
+@pytest.fixture
+def no_test_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads a picture or a label of the test set fails."""
+    plain = ImageDataModule._rows
+
+    def watched(self: ImageDataModule, split: str) -> Any:
+        assert split != "test"
+        return plain(self, split)
+
+    monkeypatch.setattr(ImageDataModule, "_rows", watched)  # of pictures and of labels
 
 
 def test_the_ladder_ends_at_the_first_rung_that_holds(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,8 +60,7 @@ def test_a_ladder_takes_the_dearest_that_cannot_be_told_from_the_best(
     chosen: str,
 ) -> None:
     given = ["merge=ladder", f"merge.rungs=[{','.join(told)}]", "merge.after=none", "merge.images=24"]
-    config = merge_config(command(outputs, *given, "merge.keep=0.98", "tasks=[dots,level]"))
-    bench = open_bench(config, find_bundles(config)).bench
+    config, bench = open_here(command(outputs, *given, "merge.keep=0.98", "tasks=[dots,level]"))
     rungs = iter(told.values())
 
     def predicted(*_: Any) -> list[dict[str, Any]]:
@@ -64,8 +73,7 @@ def test_a_ladder_takes_the_dearest_that_cannot_be_told_from_the_best(
 
 def test_the_rung_taken_passes_its_pictures_once(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = ["merge=ladder", "merge.rungs=[average]", "merge.after=deep", "merge.images=24", "merge.advice_images=24"]
-    config = merge_config(command(outputs, *given, "tasks=[dots,level]"))
-    bench = open_bench(config, find_bundles(config)).bench
+    config, bench = open_here(command(outputs, *given, "tasks=[dots,level]"))
     passed: list[bool] = []
 
     def counted(*args: Any, **more: Any) -> Any:
@@ -82,8 +90,7 @@ def test_the_rung_taken_passes_its_pictures_once(outputs: Path, monkeypatch: pyt
 
 def test_kept_features_are_charged_to_each_merge_once(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second merge takes as long as the first, though the adapters' own passes are not made again."""
-    config = merge_config(command(outputs, "merge=average", "tasks=[dots,level]"))
-    bench = open_bench(config, find_bundles(config)).bench
+    config, bench = open_here(command(outputs, "merge=average", "tasks=[dots,level]"))
     now = 0.0
     monkeypatch.setattr("merging.workbench.time.perf_counter", lambda: now)
 
@@ -121,67 +128,6 @@ def test_a_ladder_that_leads_nowhere_is_refused(outputs: Path, rungs: str, messa
         merge_here(command(outputs, "merge=ladder", f"merge.rungs={rungs}", "tasks=[dots,level]", "save=false"))
 
 
-def test_search_tells_the_curve_and_all_seconds_of_what_it_tried(
-    outputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = search.merge_members
-
-    def resumed(*given: Any) -> Outcome:
-        return plain(*given)._replace(curve=[{"step": 1.0}], images=700, earlier=1000.0)
-
-    drifts = iter([0.5, 0.5, 0.2, 0.2, 0.3, 0.3])  # of both members: gram, average, tsv
-    monkeypatch.setattr(search, "merge_members", resumed)
-    monkeypatch.setattr(search, "_drifts", lambda *_: next(drifts))
-    given = ["merge=search", "merge.cat_shares=[0.0]", "merge.scales=[]", "merge.candidates=[average,tsv]"]
-    config = merge_config(command(outputs, *given, "tasks=[dots,level]"))
-    bench = open_bench(config, find_bundles(config)).bench
-    outcome = merge_function(config.merge)(bench, ["dots", "level"])
-    assert (outcome.choice, outcome.earlier, outcome.images) == ("average", 2000.0, 700)
-    assert outcome.curve == [{"step": 1.0}]
-
-
-def test_search_takes_the_candidate_with_the_nearest_answers(outputs: Path, caplog: pytest.LogCaptureFixture) -> None:
-    given = command(outputs, "merge=search", "tasks=[dots,level]", "merge.images=30", "save=false")
-    with caplog.at_level("INFO"):
-        merge_here([*given, "merge.cat_shares=[0.0,1.0]", "merge.candidates=[regress,average]"])
-    told = [record.getMessage() for record in caplog.records if record.name == "merging.search"]
-    drifts = {text: float(drift) for text, drift in (line.split(": worst drift ") for line in told[:-1])}
-    assert list(drifts)[:2] == ["cat_share 0.0", "cat_share 1.0"]
-    assert list(drifts)[3:] == ["regress", "average"]
-    assert told[-1] == f"Chosen for dots+level: {min(drifts, key=drifts.__getitem__)}"
-    with pytest.raises(CommandError, match=r"There is no merge regres\. Did you mean 'regress'"):
-        merge_here([*given, "merge.candidates=[regres]"])
-    for other in ("search", "ladder", "frozen"):
-        with pytest.raises(CommandError, match="merges other than search, ladder and frozen"):
-            merge_here([*given, f"merge.candidates=[{other}]"])
-
-
-def test_candidates_see_no_image_that_they_are_judged_on(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, seen = search.merge_members, []
-
-    def watched(settings: Any, *given: Any) -> Outcome:
-        seen.append(settings.get("images"))
-        return plain(settings, *given)
-
-    monkeypatch.setattr(search, "merge_members", watched)
-    given = ["merge=search", "merge.images=30", "merge.scales=[]", "merge.candidates=[regress,gram_seq,tsv]"]
-    config = merge_config(command(outputs, *given, "tasks=[dots,level]"))
-    merge_function(config.merge)(open_bench(config, find_bundles(config)).bench, ["dots", "level"])
-    assert seen == [24, 24, None]
-
-
-@pytest.fixture
-def no_test_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever reads a picture or a label of the test set fails."""
-    plain = ImageDataModule._rows
-
-    def watched(self: ImageDataModule, split: str) -> Any:
-        assert split != "test"
-        return plain(self, split)
-
-    monkeypatch.setattr(ImageDataModule, "_rows", watched)  # of pictures and of labels
-
-
 def advise_here(arguments: list[str]) -> dict[str, Any]:
     config = merge_config(arguments)
     run = describe_run("merge", config.title, config.model_dump(mode="json", by_alias=True))
@@ -189,8 +135,7 @@ def advise_here(arguments: list[str]) -> dict[str, Any]:
 
 
 def test_advice_tells_a_branch_that_shares_everything_once(outputs: Path) -> None:
-    config = merge_config(command(outputs, "tasks=[leaves,level]"))
-    depth = open_bench(config, find_bundles(config)).bench.depth
+    depth = open_here(command(outputs, "tasks=[leaves,level]"))[1].depth
     given = command(outputs, "advise=true", "tasks=[leaves,level]", "candidates=[cat]")
     for at, passes in ((depth, [1.0] * 2), (0, [1.0] * 2 + [2.0] * 2)):
         rows = advise_here([*given, f"branch_at={at}"])["rows"]
@@ -227,8 +172,8 @@ def test_a_rungs_own_weights_are_its_own(outputs: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("merging.ladder.merge_function", watched)
     rungs = "merge.rungs=[{cat:{weights:{dots:0.5,level:1.0}}},average]"
     given = ["merge=ladder", rungs, "merge.after=none", "merge.keep=2.0", "merge.weights={dots:1.0,level:0.9}"]
-    config = merge_config(command(outputs, *given, "tasks=[dots,level]"))
-    merge_function(config.merge)(open_bench(config, find_bundles(config)).bench, ["dots", "level"])
+    config, bench = open_here(command(outputs, *given, "tasks=[dots,level]"))
+    merge_function(config.merge)(bench, ["dots", "level"])
     assert seen == [{"dots": 0.5, "level": 1.0}, {"dots": 1.0, "level": 0.9}]
 
 
