@@ -72,6 +72,13 @@ def test_a_set_without_the_branched_tasks_is_merged_once() -> None:
     assert branch(["a", "b"], _summed("ab"), again, OWN, Branching(9, ("c",)), DEPTH) == ({}, 1.0)
 
 
+def test_a_branching_splits_where_a_task_of_the_set_has_blocks_of_its_own() -> None:
+    assert Branching(9, ("c",)).splits(["a", "c"], DEPTH)
+    assert not Branching(9, ("c",)).splits(["a", "b"], DEPTH)
+    assert Branching(9).splits(["a", "b"], DEPTH)
+    assert not Branching(DEPTH).splits(["a", "b"], DEPTH)
+
+
 def test_more_blocks_than_there_are_are_refused_before_anything_is_merged(tmp_path: Path) -> None:
     config = merge_config(command(train_members(tmp_path), "tasks=[dots,leaves]", "branch_at=13", "save=false"))
     bench = open_bench(config, find_bundles(config)).bench

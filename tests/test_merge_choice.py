@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from launch.bundles import find_bundles
 from launch.errors import AdapterError, CommandError
 from launch.merge_schema import Realign
 from launch.runs import describe_run
+from merging import ladder
 from merging.advisor import advise
 from merging.bundle import read_parts
-from merging.evaluate import merge_set, predict_set
+from merging.evaluate import Merged, merge_set, predict_set
 from merging.features import read_features
 from merging.methods import merge_function
 from merging.realign import VIEWS
@@ -111,6 +113,27 @@ def test_kept_features_are_charged_to_each_merge_once(outputs: Path, monkeypatch
     assert seconds == [[1000.0 * count for count in passes]] * 2
 
 
+def test_a_ladder_predicts_from_advice_images_and_counts_what_killed_rungs_took(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["merge=ladder", "merge.rungs=[average,cat]", "merge.after=none", "merge.images=24", "merge.keep=2.0"]
+    config, bench = open_here(command(outputs, *given, "merge.advice_images=17", "tasks=[dots,level]"))
+    plain, counts = ladder.merge_set, []
+
+    def resumed(*given: Any) -> list[Merged]:
+        return [replace(merged, outcome=merged.outcome._replace(earlier=100.0)) for merged in plain(*given)]
+
+    def predicted(_: Any, __: Any, count: int) -> list[dict[str, Any]]:
+        counts.append(count)
+        return [{"task": "dots", "predicted": 0.5, "high": 0.6}]
+
+    monkeypatch.setattr(ladder, "merge_set", resumed)
+    monkeypatch.setattr(ladder, "predict_set", predicted)
+    outcome = merge_function(config.merge)(bench, ["dots", "level"])
+    assert counts == [17, 17]
+    assert outcome.earlier == 200.0
+
+
 @pytest.mark.parametrize(
     ("rungs", "message"),
     [
@@ -140,6 +163,7 @@ def test_advice_tells_a_branch_that_shares_everything_once(outputs: Path) -> Non
     for at, passes in ((depth, [1.0] * 2), (0, [1.0] * 2 + [2.0] * 2)):
         rows = advise_here([*given, f"branch_at={at}"])["rows"]
         assert [row["passes"] for row in rows] == passes
+        assert [row["recommended"] for row in rows] == [count == 1.0 for count in passes]  # not what branches, too
 
 
 def test_advice_reads_no_test_picture_and_names_a_merge(outputs: Path, no_test_picture: None) -> None:
@@ -147,6 +171,8 @@ def test_advice_reads_no_test_picture_and_names_a_merge(outputs: Path, no_test_p
     assert len(result["rows"]) == 4 * 3 * 2  # candidates, realignments, members
     chosen = {(row["method"], row["realign"]) for row in result["rows"] if row["recommended"]}
     assert len(chosen) == 1
+    kept = [row["predicted"] for row in result["rows"] if row["recommended"]]
+    assert result["score"] == min(kept) < max(kept)
     assert all(row["reason"] and row["low"] <= row["predicted"] <= row["high"] for row in result["rows"])
 
 
