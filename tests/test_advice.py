@@ -1,13 +1,16 @@
 """Predicted retention against labels that are drawn, and what the adapters alone tell."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from lightning_modules.tasks import Task
 from merging import predict
-from merging.advisor import Disturbance, recommended, show
+from merging.advisor import Disturbance, disturbances, recommended, show
+from merging.conflict import conflict
 from merging.paired import retention
 from merging.predict import output_drift, predict_retention, temperature, tolerance
 
@@ -113,6 +116,16 @@ def test_known_labels_tell_that_a_merge_helps() -> None:
     assert predict_retention(NUMBER, single, merged, {}, truth)[0] > 1
 
 
+@pytest.mark.parametrize("off", [0.0, 1e3])  # nothing is left to the labels, or nearly all
+def test_a_bias_that_a_merge_shares_with_the_single_model_adds_up(off: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are wrong in the same direction: errors do not only grow like a square root."""
+    monkeypatch.setattr(predict, "OFF", off)
+    truth = drawn(400, 1)
+    single = truth + 1.0 + 0.1 * drawn(400, 1, seed=1)
+    value, _, _ = predict_retention(NUMBER, single, single + 0.5, {}, truth)
+    assert value == pytest.approx(1.0 / 1.5, rel=0.02)
+
+
 def test_points_fall_with_their_shift() -> None:
     single = torch.rand(50, 8, generator=torch.Generator().manual_seed(0))
     values = [
@@ -160,6 +173,12 @@ def test_a_constant_added_to_all_logits_is_no_drift() -> None:
     assert output_drift(NUMBER, outputs[:, :1], outputs[:, :1] + 3) > 1
 
 
+def test_drift_counts_what_tells_images_apart_not_where_outputs_lie() -> None:
+    """Points lie far from each other in every face; that is no spread over images."""
+    single = torch.arange(8.0) + 0.1 * drawn(500, 8)
+    assert output_drift(POINTS, single, single + 0.1 * drawn(500, 8, seed=1)) == pytest.approx(1.0, rel=0.05)
+
+
 def test_the_best_worst_member_wins_and_simplicity_breaks_ties() -> None:
     def row(method: str, realign: str, predicted: float, passes: float = 1.0) -> dict[str, object]:
         return {"method": method, "realign": realign, "predicted": predicted, "passes": passes}
@@ -169,6 +188,28 @@ def test_the_best_worst_member_wins_and_simplicity_breaks_ties() -> None:
     assert recommended([row("cat", "none", 0.98), row("gram", "none", 0.98)]) == ("cat", "none")
     branched = row("cat", "none", 1.0, passes=1.5)
     assert recommended([row("cat", "none", 0.8), branched, row("gram", "none", 0.9)]) == ("gram", "none")
+
+
+def test_a_member_is_disturbed_by_the_others_and_not_by_whom_it_disturbs() -> None:
+    """c is loud, and a and b hear it; c itself hears b most. Two modules, the second of twice the inputs."""
+    eye = torch.eye(6).double()
+    rows = {"a": eye[:1], "b": eye[1:2], "c": eye[:1] + eye[1:2]}
+    columns = {"a": eye[:, :1], "b": 2.0 * eye[:, 1:2], "c": 10.0 * eye[:, 2:3]}
+    members: dict[str, Any] = {
+        name: SimpleNamespace(
+            delta={f"blocks.{block}.k": (columns[name], rows[name]) for block in range(2)},
+            grams={f"blocks.{block}": eye * (1 + block) for block in range(2)},
+        )
+        for name in "abc"
+    }
+    found = disturbances(members)
+    assert {name: one.by for name, one in found.items()} == {"a": "c", "b": "c", "c": "b"}
+    root = 2**0.5
+    for name, interference in (("a", 10 * root), ("b", 5 * root), ("c", 2 / (10 * root))):
+        assert found[name].interference == pytest.approx(interference)
+    for name, pair in (("a", "ac"), ("c", "bc")):  # of the two alone
+        shares = conflict({one: members[one].delta for one in pair}, {one: members[one].grams for one in pair})
+        assert found[name].conflict == pytest.approx(sum(shares.values()) / 2)
 
 
 def test_reasons_name_what_is_the_matter() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from launch.errors import AdapterError, CommandError
 from merging.conflict import conflict, interference
-from merging.gram import gram
+from merging.gram import Normalise, gram
 from tests import merge_reference as reference
 from tests.merge_cases import NAMES, Case, dense, distance, make_case, merge, one_thread, random_gram, tensor  # noqa: F401
 
@@ -161,6 +161,17 @@ def test_copies_do_not_conflict() -> None:
     opposed = copies | {"galaxy": {m: (-b, a) for m, (b, a) in copies["galaxy"].items()}}
     same = dict.fromkeys(case.grams, case.grams["galaxy"])
     assert conflict(opposed, same)["blocks.0.k"] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("normalise", ["trace", "output"])
+def test_conflict_of_each_module_is_its_own(normalise: Normalise) -> None:
+    """Modules of one shape are stacked; each is told as if it were alone."""
+    case = make_case((2, 3), seed=11)
+    together = conflict(case.deltas, case.grams, normalise)
+    for module, share in together.items():
+        alone = conflict({name: {module: delta[module]} for name, delta in case.deltas.items()}, case.grams, normalise)
+        assert alone == {module: pytest.approx(share, rel=1e-9)}
+    assert max(together.values()) > 1.05 * min(together.values())
 
 
 @quick
