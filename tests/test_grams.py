@@ -44,6 +44,13 @@ def test_sums_are_exact_for_apples_gpus_too():
     assert torch.equal(gram, exact_gram(rows))
 
 
+def test_sums_are_not_rounded_under_autocast():
+    rows = torch.randn(50, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        gram = exact_gram(rows)
+    assert torch.equal(gram, exact_gram(rows))
+
+
 def test_hooks_are_gone_when_the_model_fails(adapted):
     with pytest.raises(RuntimeError, match="channels"):
         collect_grams(adapted, [torch.zeros(1, 4, 32, 32)])
@@ -61,6 +68,13 @@ def test_saved_grams_come_back_to_half_precision(adapted, images, tmp_path):
         torch.testing.assert_close(loaded[name], gram, rtol=1e-3, atol=1e-3 * float(gram.abs().max()))
     entries = sum(len(gram) * (len(gram) + 1) // 2 for gram in grams.values())
     assert path.stat().st_size < 2 * entries + 10_000
+
+
+def test_grams_that_rounding_made_indefinite_come_back_without_negative_eigenvalues(tmp_path):
+    rows = 100 * torch.randn(5, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # of rank 5
+    save_grams(tmp_path / "grams.safetensors", {"k": rows.t() @ rows})
+    values = torch.linalg.eigvalsh(load_grams(tmp_path / "grams.safetensors")["k"])
+    assert values.min() > -1e-12 * values.max()
 
 
 @pytest.mark.parametrize("fault", ["missing", "truncated", "foreign", "cut", "nan"])

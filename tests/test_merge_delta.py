@@ -106,6 +106,12 @@ def test_types_are_widened_not_narrowed() -> None:
     assert (b.dtype, a.dtype) == (torch.float32, torch.float32)
 
 
+def test_a_factor_that_is_finer_than_the_other_is_not_narrowed() -> None:
+    """As adapters in half precision are read: the scale is folded into A in float32."""
+    b, a = torch.ones(4, 1, dtype=torch.float16), torch.full((1, 4), 1 + 1e-4)
+    assert torch.equal(cat({"galaxy": {KEY: (b, a)}})[KEY][1], a)
+
+
 def test_trained_parameters_are_left_alone() -> None:
     """Factors straight from a model: no graph is built, no gradient asked for."""
     deltas = make_case((2,), seed=6).deltas
