@@ -93,10 +93,13 @@ def _is_online(run: Any) -> bool:
 
 
 def _use(run: Any, bundle: AdapterBundle) -> None:
+    import wandb
+    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+
     name = reference(bundle)
     try:
         run.use_artifact(name, type="adapter")
-    except Exception as error:  # noqa: BLE001 - W&B tells a missing artifact by several classes, some of them private
+    except (ValueError, wandb.errors.Error, WandbApiFailedError) as error:  # the first: there is none of this name
         log.warning(
             "%s: W&B gave no artifact %s (%s), so this merge is not linked to it; the run's config has its hash. "
             "An offline training is uploaded by `wandb sync`.",
