@@ -106,7 +106,7 @@ def _telling(write: Write, path: Path) -> Write:
 
 @contextlib.contextmanager
 def _csv(path: Path, views: Mapping[str, View]) -> Iterator[Write]:
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow([name for name, _ in columns(views)])
 
@@ -134,8 +134,6 @@ def _parquet(path: Path, views: Mapping[str, View]) -> Iterator[Write]:
 
         def flush() -> None:
             cells = [list(column) for column in zip(*waiting, strict=True)] if waiting else [[] for _ in schema]
-            # a file name may hold bytes that are no UTF-8, which parquet's strings must be
-            cells[0] = [name.encode("utf-8", "replace").decode() for name in cells[0]]
             arrays = [pa.array(column, kind.type) for column, kind in zip(cells, schema, strict=True)]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
             waiting.clear()

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -101,7 +102,7 @@ def _answers(
 
     def submit(path: Path) -> Future[list[Seen]]:
         return pool.submit(
-            look, path, str(path), list(wanted), model.image_size,
+            look, path, readable(path), list(wanted), model.image_size,
             faces=config.faces == "detect", draw=config.pictures is not None, max_pixels=config.max_pixels,
         )  # fmt: skip
 
@@ -111,6 +112,11 @@ def _answers(
         answered = iter(answer(model, [seen for group in batch for seen in group], wanted, dtype))
         for group in batch:
             yield list(itertools.islice(answered, len(group)))
+
+
+def readable(path: Path) -> str:
+    """A path as text in UTF-8: each byte that is none is told as ``\\xff``, in all files of answers alike."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _batches(groups: Iterable[list[Item]], size: int) -> Iterator[list[list[Item]]]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import struct
 import subprocess
@@ -171,6 +172,21 @@ def test_formats_hold_the_same_answers(tmp_path: Path) -> None:
     assert good["answers"]["age"] == {"value": pytest.approx(table["age_years"][0], abs=1e-3), "unit": "years"}
     assert good["answers"]["points"]["points"][1][1] == pytest.approx(table["points_y1"][0], abs=0.01)
     assert (bad["answers"], bad["error"]) == ({}, "not a picture of a known format")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
+def test_a_file_name_that_is_no_text_is_told_alike_in_all_formats(tmp_path: Path) -> None:
+    model = merged(tmp_path, ["leaves"])
+    write_picture(tmp_path / "in" / "a.png", noise(1))
+    (tmp_path / "in" / "a.png").rename(os.fsdecode(os.fsencode(tmp_path / "in") + b"/caf\xe9.png"))
+    write_picture(tmp_path / "in" / "caf\u00e9.png", noise(2))
+    named = [str(tmp_path / "in" / name) for name in ("caf\u00e9.png", r"caf\xe9.png")]
+    for suffix in ("csv", "jsonl", "parquet"):
+        predict(config(tmp_path, model, tmp_path / "in", f"output={tmp_path / f'x.{suffix}'}"))
+    assert list(pd.read_csv(tmp_path / "x.csv")["file"]) == named
+    assert list(pd.read_parquet(tmp_path / "x.parquet")["file"]) == named
+    lines = (tmp_path / "x.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["file"] for line in lines] == named
 
 
 def test_globs_and_csv_files_name_pictures(tmp_path: Path) -> None:
