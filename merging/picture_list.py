@@ -1,4 +1,4 @@
-"""What ``images=`` may name: a picture, a folder, a glob, a CSV, or a list of them. Nothing is listed in memory."""
+"""What ``images=`` may name: a picture, a folder, a glob, a CSV, or a list of them. Only globs are listed in memory."""
 
 import csv
 import glob
@@ -39,7 +39,7 @@ def check_images(images: Sequence[str], column: str = "file") -> None:
 
 
 def list_pictures(images: Sequence[str], column: str = "file") -> Iterator[Path]:
-    """Paths of pictures, one by one, a folder's sorted by name.
+    """Paths of pictures, one by one, those of a folder or a glob sorted by name.
 
     Folders are searched to the bottom for files with a picture's suffix (those that begin with a dot are passed over,
     links to folders are not followed); files that are named, matched by a glob or listed in a CSV are taken whatever
@@ -58,10 +58,15 @@ def list_pictures(images: Sequence[str], column: str = "file") -> Iterator[Path]
         elif path.is_file():
             yield from _read_csv(path, column) if path.suffix.lower() == ".csv" else [path]
         elif glob.has_magic(text):
-            matches = map(Path, glob.iglob(str(path), recursive=True))  # noqa: PTH207 - takes absolute patterns
-            yield from (match for match in matches if match.is_file())
+            yield from matches(path)
         else:
             yield path  # gone since the command was checked: told as unreadable
+
+
+def matches(pattern: Path) -> list[Path]:
+    """The files that a glob finds, sorted: a file system gives them in an order of its own."""
+    found = map(Path, glob.iglob(str(pattern), recursive=True))  # noqa: PTH207 - takes absolute patterns
+    return sorted(path for path in found if path.is_file())
 
 
 def _walk(root: Path) -> Iterator[Path]:
