@@ -18,10 +18,11 @@ from launch.runs import Run
 def job(config: PredictConfig, run: Run) -> dict[str, Any]:
     """Imports torch and the like only now: a fault in the command should not wait for them."""
     require_model(config.model)
-    from merging.picture_list import check_drawn, check_images
+    from merging.answer_places import check_places
+    from merging.picture_list import check_images
 
     check_images(config.image_list, config.column)
-    check_drawn(config.image_list, config.pictures)
+    check_places(config.image_list, config.output_file, config.pictures)
     from merging.predicting import predict
 
     logs.take_over("lightning", "huggingface_hub")

@@ -1,5 +1,8 @@
 """What ``predict.py`` may be told: a model, pictures, and where the answers go."""
 
+import glob
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -8,6 +11,7 @@ from pydantic import Field
 
 from launch import checks
 from launch.bundles import title_of
+from launch.labels import digest
 from launch.merge_schema import MergedBackbone, Tasks
 from launch.schema import Check, Device, Logger, Paths, Strict, Sweep, Text
 
@@ -28,7 +32,9 @@ class PredictConfig(Strict):
     )
     column: Text = Field(description="the column of a CSV that holds the files")
     tasks: Tasks | None = Field(description="a list of tasks [a,b], or null (all)")
-    output: Text | None = Field(description="a file .csv, .jsonl or .parquet, or null (made from the model's name)")
+    output: Text | None = Field(
+        description="a file .csv, .jsonl or .parquet, or null (made from the model's and the images' names)"
+    )
     pictures: Text | None = Field(description="a folder for pictures with the answers drawn, or null")
     faces: Literal["none", "detect"] = Field(description="none or detect")
     batch_size: int = Field(ge=1, description="a whole number, 1 or more")
@@ -56,5 +62,15 @@ class PredictConfig(Strict):
 
     @property
     def output_file(self) -> str:
-        """Where the answers go."""
-        return self.output or f"{self.paths.outputs}/predictions/{title_of(self.model)}.csv"
+        """Where the answers go; unless it is named, each model's to each choice of images have a file of their own."""
+        return self.output or f"{self.paths.outputs}/predictions/{title_of(self.model)}-{self._images_title}.csv"
+
+    @property
+    def _images_title(self) -> str:
+        """The name of a folder or file, where it is one alone, and a digest: others elsewhere may have that name."""
+        paths = [Path(text).expanduser().absolute() for text in self.image_list]
+        mark = digest(json.dumps([self.column, *map(str, paths)]))
+        if len(paths) > 1 or (glob.has_magic(self.image_list[0]) and not paths[0].exists()):
+            return mark
+        name = paths[0].name if paths[0].is_dir() else paths[0].stem
+        return "-".join(filter(None, [re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:60], mark]))

@@ -14,14 +14,13 @@ import pyarrow.parquet as pq
 
 from launch.errors import CommandError
 from launch.files import _UMASK, cannot_write
+from merging.answer_places import ERROR, FRAME
 from merging.answers import Answered
 from merging.views import View
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 _ROWS = 4096  # in a parquet row group, and in memory
-_FRAME = [
-    ("file", pa.string()), ("face", pa.int32()), *((edge, pa.float32()) for edge in ("left", "top", "right", "bottom")),
-]  # fmt: skip
+_FRAME = list(zip(FRAME, (pa.string(), pa.int32(), *[pa.float32()] * 4), strict=True))
 Write = Callable[[Answered], None]
 
 
@@ -40,7 +39,7 @@ def columns(views: Mapping[str, View]) -> list[tuple[str, pa.DataType]]:
         else:
             pairs = [(f"{name}_x{point}", f"{name}_y{point}") for point in range(view.task.outputs // 2)]
             found += [(column, pa.float32()) for pair in pairs for column in pair]
-    return [*found, ("error", pa.string())]
+    return [*found, (ERROR, pa.string())]
 
 
 def row_of(answered: Answered, views: Mapping[str, View]) -> list[Any]:

@@ -77,24 +77,6 @@ def _walk(root: Path) -> Iterator[Path]:
                 yield Path(folder) / name
 
 
-def check_drawn(images: Sequence[str], pictures: str | None) -> None:
-    """Refuses to draw answers into a folder whose pictures are asked about: the next time they would be, too.
-
-    Raises:
-        CommandError: it is such a folder.
-    """
-    if pictures is None:
-        return
-    place = Path(pictures).expanduser().resolve()
-    for text in images:
-        folder = Path(text).expanduser()
-        if folder.is_dir() and place.is_relative_to(folder.resolve()):
-            raise CommandError(
-                f"pictures={pictures}: lies in images={text}, so that the same command would answer its own drawings "
-                "the next time. Name a folder outside."
-            )
-
-
 def _header(path: Path, column: str) -> tuple[list[str], str]:
     names, delimiter = read_header(path)
     if column not in names:
