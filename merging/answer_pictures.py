@@ -1,15 +1,17 @@
 """A picture with what a model says of it: boxes of faces, points as dots, a line of text for each answer."""
 
+import contextlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from launch.files import atomic_write
+from launch.files import atomic_folder, write_json
+from merging.answer_places import DRAWINGS, DRAWN, require_drawings
 from merging.answers import Answered
 
 _LINE, _MARGIN, _LEAST = 20, 8, 320  # pixels: height of a line, margin, least width of the page
@@ -68,15 +70,23 @@ def _dot(pen: ImageDraw.ImageDraw, points: Sequence[Sequence[float]], factor: fl
             pen.ellipse(box, fill=colours[place, 0])
 
 
-def write_picture(folder: Path, number: int, found: Sequence[Answered]) -> Path:
-    """Writes ``<number>-<name of the file>.jpg`` and gives its path.
+@contextlib.contextmanager
+def picture_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder for ``write_picture`` that takes the place of earlier drawings when the block ends well.
 
     Raises:
-        UserError: cannot be written.
+        UserError: there is something else than earlier drawings, or it cannot be written.
     """
+    path = path.resolve()  # of a link what it leads to is replaced
+    with atomic_folder(path) as folder:
+        yield folder
+        write_json(folder / DRAWN, {DRAWINGS: sorted(drawing.name for drawing in folder.iterdir())})
+        require_drawings(path)  # a last look: what has come in the meantime is not ours
+
+
+def write_picture(folder: Path, number: int, found: Sequence[Answered]) -> None:
+    """Writes ``<number>-<name of the file>.jpg``."""
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(found[0].seen.file).stem)[:60]
-    path = folder / f"{number:07}-{stem}.jpg"
     buffer = io.BytesIO()
     Image.fromarray(draw_answers(found)).save(buffer, "JPEG", quality=90)
-    atomic_write(path, buffer.getvalue())
-    return path
+    (folder / f"{number:07}-{stem}.jpg").write_bytes(buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Where ``predict.py`` may write: nothing is replaced but its own earlier answers. No torch here."""
+"""Where ``predict.py`` may write: nothing is replaced but its own earlier answers and drawings. No torch here."""
 
 import csv
 import glob
@@ -8,25 +8,36 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from launch.errors import CommandError
+from launch.errors import CommandError, UserError
+from launch.files import require_replaceable
 from merging.picture_list import matches
 
 FRAME = ("file", "face", "left", "top", "right", "bottom")  # columns of each table, before those of the tasks
 ERROR = "error"  # the last one
 ANSWERS = "answers"  # the last key of a JSON line
+DRAWN, DRAWINGS = "drawings.json", "drawings"  # beside drawings, and the key in it that names them
+_LEFT_BY_BROWSERS = (".DS_Store", "Thumbs.db", "desktop.ini")
 _LONGEST = 2**20  # characters that are read of a first line
 
 
 def check_places(images: Sequence[str], output: str, pictures: str | None) -> None:
-    """Cheap, unless ``images`` are globs: they are searched where there is an earlier file or answers are drawn.
+    """Cheap, unless ``images`` are globs and something lies where the answers or drawings go: then those are searched.
 
     Raises:
-        CommandError: the answers would take the place of something else or of pictures that are asked about, or the
-            same command would be about its own drawings the next time.
+        CommandError: the answers would take the place of something else or of pictures that are asked about, or lie
+            among the drawings; or the same command would be about its own drawings the next time.
+        UserError: the drawings would take the place of something else.
     """
     check_output(images, output)
     if pictures is not None:
         check_drawn(images, pictures)
+        folder = Path(pictures).expanduser().resolve()
+        require_drawings(folder)
+        if Path(output).expanduser().resolve().is_relative_to(folder):
+            raise CommandError(
+                f"output={output}: lies in pictures={pictures}, which is written as a whole. Name a file outside, or "
+                "for the pictures a folder of their own."
+            )
 
 
 def check_output(images: Sequence[str], output: str) -> None:
@@ -68,6 +79,25 @@ def check_drawn(images: Sequence[str], pictures: str) -> None:
                 f"pictures={pictures}: holds some of images={text} or lies in it, so that the same command would "
                 "answer its own drawings the next time. Name a folder outside."
             )
+
+
+def require_drawings(folder: Path) -> None:
+    """Refuses a folder that drawings would replace though it holds something else than earlier ones.
+
+    Raises:
+        UserError: it is such a folder, or a file.
+    """
+    require_replaceable(folder, DRAWN, DRAWINGS)
+    if not (folder / DRAWN).is_file():
+        return
+    listed = json.loads((folder / DRAWN).read_text(encoding="utf-8"))[DRAWINGS]
+    own = {DRAWN, *_LEFT_BY_BROWSERS, *(map(str, listed) if isinstance(listed, list) else ())}
+    if others := sorted(entry.name for entry in folder.iterdir() if entry.name not in own):
+        told = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise UserError(
+            f"The folder {folder} holds {told} beside earlier drawings. It is written as a whole, so that would be "
+            "lost: move it away, or name another folder."
+        )
 
 
 def _named(text: str) -> list[Path]:

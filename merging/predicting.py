@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from launch.progress import track
 from lightning_modules.backbone import hold_frozen_weights
 from lightning_modules.building import autocast_type, chosen_device
 from merging.answer_files import answer_file
-from merging.answer_pictures import write_picture
+from merging.answer_pictures import picture_folder, write_picture
 from merging.answers import Answered, Seen, answer, look, sights
 from merging.hub import resolve
 from merging.model import AnsweringModel, load
@@ -76,9 +77,15 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         told = "%s learned from pictures cut around a box and reads whole ones here: give cut ones, or, of faces, %s"
         log.warning(told, ", ".join(cut), "faces=detect")
     output = Path(config.output_file).expanduser()
-    pictures = None if config.pictures is None else Path(config.pictures).expanduser()
+    drawings: AbstractContextManager[Path | None] = nullcontext()
+    if config.pictures is not None:
+        drawings = picture_folder(Path(config.pictures).expanduser())
     counts = {"pictures": 0, "answers": 0, "unreadable": 0, "without_face": 0}
-    with answer_file(output, model.tasks) as write, ThreadPoolExecutor(cpu_count()) as pool:
+    with (
+        answer_file(output, model.tasks) as write,
+        drawings as pictures,
+        ThreadPoolExecutor(cpu_count()) as pool,
+    ):
         found = _answers(config, model, wanted, pool, dtype)
         for number, group in enumerate(track(found, "Answering", None)):
             for answered in group:

@@ -1,11 +1,12 @@
-"""Where ``predict.py`` writes: earlier answers of its own are replaced, nothing else is."""
+"""Where ``predict.py`` writes: earlier answers and drawings of its own are replaced, nothing else is."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from launch.errors import CommandError
-from merging.answer_places import check_drawn, check_output
+from launch.errors import CommandError, UserError
+from merging.answer_places import DRAWN, check_drawn, check_output, check_places, require_drawings
 from merging.picture_list import list_pictures
 from merging.predicting import predict
 from tests.model_cases import merged
@@ -88,3 +89,48 @@ def test_a_globs_pictures_come_sorted(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     found = [str(path.relative_to(tmp_path)) for path in list_pictures([f"{tmp_path}/**/*.png"])]
     assert found == names
+
+
+def test_earlier_drawings_do_not_stay_among_new_ones(tmp_path: Path) -> None:
+    model, drawn = merged(tmp_path, ["leaves"]), tmp_path / "drawn"
+    for number in range(3):
+        write_picture(tmp_path / "many" / f"{number}.png", noise(number))
+    write_picture(tmp_path / "one" / "x.png", noise(9))
+    for images in ("many", "one"):
+        check_places([str(tmp_path / images)], str(tmp_path / "x.csv"), str(drawn))
+        predict(config(tmp_path, model, tmp_path / images, f"pictures={drawn}"))
+        (drawn / ".DS_Store").touch()
+    assert sorted(path.name for path in drawn.iterdir()) == [".DS_Store", "0000000-x.jpg", DRAWN]
+    (tmp_path / "one" / "x.png").write_text("no more")
+    with pytest.raises(UserError, match="Not one of 1 pictures"):
+        predict(config(tmp_path, model, tmp_path / "one", f"pictures={drawn}"))
+    assert (drawn / "0000000-x.jpg").exists()
+
+
+def test_the_users_own_files_are_not_lost_to_drawings(tmp_path: Path) -> None:
+    model, drawn, images = merged(tmp_path, ["leaves"]), tmp_path / "drawn", tmp_path / "in"
+    write_picture(images / "a.png", noise(1))
+    arguments = config(tmp_path, model, images, f"pictures={drawn}")
+    predict(arguments)
+    (drawn / "0000007-mine.jpg").write_text("mine")
+    for refuse in (lambda: check_places([str(images)], "x.csv", str(drawn)), lambda: predict(arguments)):
+        with pytest.raises(UserError, match=r"drawn holds 0000007-mine\.jpg beside earlier drawings"):
+            refuse()
+    assert (drawn / "0000007-mine.jpg").read_text() == "mine"
+    (drawn / DRAWN).write_text(json.dumps({"drawings": 5}))
+    with pytest.raises(UserError, match=r"holds 0000000-a\.jpg, 0000007-mine\.jpg beside"):
+        require_drawings(drawn)
+    with pytest.raises(UserError, match=r"in is written as a whole and holds something else \(a\.png\)"):
+        check_places(["elsewhere.png"], "x.csv", str(images))
+    with pytest.raises(CommandError, match=r"x\.csv: lies in pictures=.*drawn2, which is written as a whole"):
+        check_places([str(images)], str(tmp_path / "drawn2" / "deeper" / "x.csv"), str(tmp_path / "drawn2"))
+
+
+def test_drawings_replace_what_a_link_leads_to(tmp_path: Path) -> None:
+    model = merged(tmp_path, ["leaves"])
+    write_picture(tmp_path / "in" / "a.png", noise(1))
+    (tmp_path / "far").mkdir()
+    (tmp_path / "drawn").symlink_to(tmp_path / "far")
+    predict(config(tmp_path, model, tmp_path / "in", f"pictures={tmp_path / 'drawn'}"))
+    assert (tmp_path / "drawn").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "far").iterdir()) == ["0000000-a.jpg", DRAWN]

@@ -126,7 +126,7 @@ def test_every_face_of_a_picture_is_answered_and_drawn(tmp_path: Path) -> None:
     assert found[0]["age_years"] == "" != found[1]["age_years"] != found[2]["age_years"] != ""
     assert float(found[1]["right"]) < float(found[2]["left"]) + 80
     drawn = sorted((tmp_path / "drawn").iterdir())
-    assert [path.name for path in drawn] == ["0000000-none.jpg", "0000001-two.jpg"]
+    assert [path.name for path in drawn] == ["0000000-none.jpg", "0000001-two.jpg", "drawings.json"]
     page = np.asarray(Image.open(drawn[1])).astype(int)
     green = (page[..., 1] > page[..., 0] + 80) & (page[..., 1] > page[..., 2] + 40)
     assert green[:300, :220].any()
@@ -211,6 +211,7 @@ def test_globs_and_csv_files_name_pictures(tmp_path: Path) -> None:
         ("predict", ["model=model", "images=list.csv"], "has no column 'file' but: name, n."),
         ("predict", ["model=model", "images=model", "output=list.csv"], "that predict.py has not written"),
         ("predict", ["model=model", "images=model", "pictures=model"], "lies in it, so that the same command would"),
+        ("predict", ["model=model", "images=model", "pictures=."], "holds something else (list.csv, model, outputs)"),
         ("predict", ["model=model", "images=nowhere.jpg"], "images=nowhere.jpg: there is no such file"),
         ("export", ["model=modle"], "Did you mean 'model'?"),
         ("serve", ["model=modle"], "Did you mean 'model'?"),
