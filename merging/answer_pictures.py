@@ -1,7 +1,9 @@
 """A picture with what a model says of it: boxes of faces, points as dots, a line of text for each answer."""
 
 import contextlib
+import functools
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +17,8 @@ from merging.answer_places import DRAWINGS, DRAWN, require_drawings
 from merging.answers import Answered
 
 _LINE, _MARGIN, _LEAST = 20, 8, 320  # pixels: height of a line, margin, least width of the page
+_MOST = 16_000  # pixels that text may widen a page to: a JPEG has at most 65,500
+_NO_CHARACTER = "\U0010ffff"  # which no font can have
 _PAPER, _INK, _FACE = (255, 255, 255), (34, 34, 34), (0, 200, 90)
 
 
@@ -41,10 +45,13 @@ def draw_answers(found: Sequence[Answered]) -> np.ndarray:
         number = "" if answered.seen.face is None else f"face {answered.seen.face}: "
         texts = [caption(name, told) for name, told in answered.answers.items()]
         lines += [number + text for text in texts] + ([answered.seen.fault] if answered.seen.fault else [])
+    lines, font = [writable(line) for line in lines], _font()
     height, width = pixels.shape[:2]
-    page = Image.new("RGB", (max(width, _LEAST), height + len(lines) * _LINE + 2 * _MARGIN), _PAPER)
+    text = max((font.getlength(line) for line in lines), default=0.0) + 2 * _MARGIN
+    wide = max(width, _LEAST, min(math.ceil(text), _MOST))
+    page = Image.new("RGB", (wide, height + len(lines) * _LINE + 2 * _MARGIN), _PAPER)
     page.paste(Image.fromarray(pixels), (0, 0))
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(14)
+    pen = ImageDraw.Draw(page)
     for answered in found:
         if answered.seen.box is not None:
             left, top, right, bottom = (factor * edge for edge in answered.seen.box)
@@ -55,6 +62,30 @@ def draw_answers(found: Sequence[Answered]) -> np.ndarray:
     for place, line in enumerate(lines):
         pen.text((_MARGIN, height + _MARGIN + place * _LINE), line, fill=_INK, font=font)
     return np.asarray(page)
+
+
+def writable(text: str) -> str:
+    """The text with ``\\u...`` for each character that the font would draw as the same box."""
+    return "".join(char if _has_glyph(char) else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    return f"\\u{ord(char):04x}" if ord(char) < 2**16 else f"\\U{ord(char):08x}"
+
+
+@functools.cache
+def _has_glyph(char: str) -> bool:
+    return _looks(char) != _looks(_NO_CHARACTER)
+
+
+def _looks(char: str) -> tuple[tuple[int, int], bytes]:
+    mask = _font().getmask(char)
+    return mask.size, bytes(mask)
+
+
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(14)
 
 
 def _dot(pen: ImageDraw.ImageDraw, points: Sequence[Sequence[float]], factor: float, radius: float) -> None:
