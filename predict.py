@@ -2,7 +2,8 @@
 
 ``images`` is a picture, a folder, a glob or a CSV. Answers go to a CSV, JSON lines or parquet file as they come; a
 picture that cannot be read is named there with the reason. Each picture is cropped as the tasks were trained: tasks
-that see it in the same way (``fit``, whole or face) share one backbone pass, each further way costs a pass more.
+that see it in the same way (``fit``, whole or face) share one backbone pass, each further way costs a pass more unless
+it cuts the same square. Of what was there only earlier answers and drawings are replaced.
 Exit codes: 0 done, 1 something failed, 2 the command was wrong.
 """
 

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,13 +22,13 @@ DRAWN = 640  # pixels, the longer side of a picture that is kept to be drawn on
 
 
 class Sight(NamedTuple):
-    """One way of seeing a picture. Tasks that share it share the backbone pass; each further one costs a pass more.
+    """One way of seeing a picture. Tasks that share it share the backbone pass, as do ways that cut the same region.
 
     Attributes:
         fit: how it becomes square.
         scale: side of the crop in sides of the face's box; None for the whole picture.
         reduced: whether a JPEG may be decoded at a fraction of its size, as training did where no box or point counts
-            its pixels.
+            its pixels; it is where all sights allow it.
     """
 
     fit: Fit
@@ -126,8 +126,9 @@ def look(
         draw: keep a picture to draw on.
     """
     try:
-        full = _read(source, max_pixels, None) if faces or draw or any(not sight.reduced for sight in wanted) else None
-        reduced = _read(source, max_pixels, size) if any(sight.reduced for sight in wanted) else None
+        is_exact = any(not sight.reduced for sight in wanted)  # then for all: crops of one region are the same
+        full = _read(source, max_pixels, None) if faces or draw or is_exact else None
+        reduced = full if is_exact else _read(source, max_pixels, size)
         boxes: list[list[float]] = find_faces(full) if faces and full is not None else []
         small = _shrink(full) if draw and full is not None else None
         whole = {sight: reduced if sight.reduced else full for sight in wanted if sight.scale is None}
@@ -177,31 +178,43 @@ def answer(
     wanted: Mapping[Sight, Sequence[str]],
     dtype: torch.dtype | None = None,
 ) -> list[Answered]:
-    """What the model says of each, in order; one backbone pass for each sight, so one where all tasks agree.
+    """What the model says of each, in order; each passes through the backbone once for each different crop of it.
 
     Args:
-        wanted: from ``sights``.
+        wanted: from ``sights``; those that cut the same region, as crop and pad do of a square, share a pass.
         dtype: of autocast in the backbone; None for float32. The heads are float32.
     """
     device = model.device
     found: list[dict[str, dict[str, Any]]] = [{} for _ in batch]
-    for sight, names in wanted.items():
-        places = [place for place, seen in enumerate(batch) if sight in seen.crops]
-        if not places:
-            continue
-        images = torch.from_numpy(np.stack([batch[place].crops[sight] for place in places])).to(device)
+    passes: dict[tuple[Sight, ...], list[int]] = {}
+    for place, seen in enumerate(batch):
+        for alike in _alike(seen, wanted):
+            passes.setdefault(alike, []).append(place)
+    for alike, places in passes.items():
+        names = [name for sight in alike for name in wanted[sight]]
+        images = torch.from_numpy(np.stack([batch[place].crops[alike[0]] for place in places])).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             features = model.features(images, names)
         # bfloat16 would round points to 1/256 of the crop and ages to half a year
         for name, output in model.read(features.float(), names).items():
             rows = output.cpu()
             for place, row in zip(places, rows, strict=True):
-                found[place][name] = in_words(model.tasks[name], row, batch[place].regions[sight])
+                found[place][name] = in_words(model.tasks[name], row, batch[place].regions[alike[0]])
     order = list(model.tasks)
     return [
         Answered(seen, {name: told[name] for name in order if name in told})
         for seen, told in zip(batch, found, strict=True)
     ]
+
+
+def _alike(seen: Seen, wanted: Iterable[Sight]) -> list[tuple[Sight, ...]]:
+    """The wanted sights that there are crops of, those of one region together."""
+    found: dict[Box, tuple[Sight, ...]] = {}
+    for sight in wanted:
+        if sight in seen.crops:
+            region = seen.regions[sight]
+            found[region] = (*found.get(region, ()), sight)
+    return list(found.values())
 
 
 def in_words(view: View, output: Tensor, region: Box) -> dict[str, Any]:

@@ -55,7 +55,8 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     """Answers every picture; those that cannot be used are in the output with the reason.
 
     Returns:
-        ``output``, ``passes`` per batch, and the counts ``pictures``, ``answers``, ``unreadable``, ``without_face``.
+        ``output``, ``passes`` (the most that a picture takes), and the counts ``pictures``, ``answers``,
+        ``unreadable``, ``without_face``.
 
     Raises:
         CommandError: there are no such pictures.
@@ -71,7 +72,9 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     wanted = sights(model.tasks, config.faces == "detect")
     if len(wanted) > 1:
         ways = "; ".join(f"{', '.join(names)}: {sight.words}" for sight, names in wanted.items())
-        log.info("The tasks see pictures in %d ways, so each takes as many passes (%s)", len(wanted), ways)
+        log.info(
+            "The tasks see pictures in %d ways, so one that is not square takes as many passes (%s)", len(wanted), ways
+        )
     cut = [name for name, view in model.tasks.items() if view.face_scale is not None]
     if cut and config.faces != "detect":
         told = "%s learned from pictures cut around a box and reads whole ones here: give cut ones, or, of faces, %s"

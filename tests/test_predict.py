@@ -8,6 +8,8 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from launch.config import find_faults, first_config
 from launch.errors import CommandError, DataError, UserError
 from launch.predict_schema import PredictConfig
 from merging import predicting
-from merging.answers import Sight, look, sights
+from merging.answers import Sight, answer, look, sights
 from merging.model import load
 from merging.predicting import predict
 from tests.conftest import SIZE
@@ -100,6 +102,31 @@ def test_tasks_share_a_pass_only_where_they_see_the_same(tmp_path: Path) -> None
     }
     assert sights(views, faces=True)[Sight("crop", 1.3, False)] == ["age"]
     assert sights({"leaves": views["leaves"]}, faces=True) == {Sight("crop", 1.0, False): ["leaves"]}
+
+
+def test_ways_of_seeing_share_the_pass_of_a_square_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(merged(tmp_path, ["leaves", "points", "stone"]))
+    for name, fit in (("points", "pad"), ("stone", "squash")):
+        model.tasks[name] = replace(model.tasks[name], fit=fit)
+    for name, (height, width) in {"square": (200, 200), "wide": (200, 280)}.items():
+        write_picture(tmp_path / f"{name}.jpg", noise(0, height, width))
+    wanted = sights(model.tasks, faces=False)
+    seen = [look(tmp_path / f"{name}.jpg", name, [*wanted], SIZE)[0] for name in ("square", "wide")]
+    apart = [answer(model, [one], {sight: names})[0].answers for one in seen for sight, names in wanted.items()]
+    passes: list[tuple[int, list[str]]] = []
+    features = model.features
+
+    def counted(images: Tensor, names: Iterable[str]) -> Tensor:
+        passes.append((len(images), sorted(names)))
+        return features(images, names)
+
+    monkeypatch.setattr(model, "features", counted)
+    square, wide = (told.answers for told in answer(model, seen, wanted))
+    assert len(wanted) == 3
+    assert passes == [(1, ["leaves", "points", "stone"]), (1, ["leaves"]), (1, ["points"]), (1, ["stone"])]
+    for found, parts in ((square, apart[:3]), (wide, apart[3:])):
+        for part in parts:
+            assert {name: found[name] for name in part} == part
 
 
 def test_tasks_of_cut_pictures_warn_of_whole_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -271,7 +298,6 @@ def test_pictures_are_taken_as_they_are_needed(tmp_path: Path, monkeypatch: pyte
         seen_after.append(len(taken))
         return answer(*arguments)
 
-    answer = predicting.answer
     monkeypatch.setattr(predicting, "list_pictures", endless)
     monkeypatch.setattr(predicting, "answer", counting)
     predict(config(tmp_path, model, tmp_path / "good.png", "batch_size=10"))
