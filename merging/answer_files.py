@@ -16,7 +16,7 @@ from launch.errors import CommandError
 from launch.files import _UMASK, cannot_write
 from merging.answer_places import ERROR, FRAME
 from merging.answers import Answered
-from merging.views import View
+from merging.views import View, require_own_columns
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 _ROWS = 4096  # in a parquet row group, and in memory
@@ -27,18 +27,14 @@ Write = Callable[[Answered], None]
 def columns(views: Mapping[str, View]) -> list[tuple[str, pa.DataType]]:
     """Name and type of each column of a table: file, face and box, then those of each task, then the error.
 
-    ``<task>`` and ``<task>_probability`` of classes, ``<task>`` or ``<task>_<unit>`` of numbers, and ``<task>_x0``,
-    ``<task>_y0``, ... of points in picture pixels.
+    Raises:
+        AdapterError: two tasks have a column of the same name.
     """
+    require_own_columns(views)
     found = list(_FRAME)
-    for name, view in views.items():
-        if view.task.kind == "classification":
-            found += [(name, pa.string()), (f"{name}_probability", pa.float32())]
-        elif view.task.kind == "regression":
-            found.append((f"{name}_{view.unit}" if view.unit else name, pa.float32()))
-        else:
-            pairs = [(f"{name}_x{point}", f"{name}_y{point}") for point in range(view.task.outputs // 2)]
-            found += [(column, pa.float32()) for pair in pairs for column in pair]
+    for view in views.values():
+        first = pa.string() if view.task.kind == "classification" else pa.float32()
+        found += zip(view.columns, [first, *[pa.float32()] * (len(view.columns) - 1)], strict=True)
     return [*found, (ERROR, pa.string())]
 
 
@@ -67,6 +63,7 @@ def answer_file(path: Path, views: Mapping[str, View]) -> Iterator[Write]:
         path: its suffix tells the format, one of ``FORMATS``.
 
     Raises:
+        AdapterError: see ``columns``.
         CommandError: another suffix.
         UserError: cannot be written (read-only, disk full).
     """

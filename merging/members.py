@@ -16,6 +16,7 @@ from lightning_modules.model import MLPHead
 from lightning_modules.tasks import Task
 from merging.delta import Delta
 from merging.grams import FILE, load_grams
+from merging.views import View, read_view
 
 PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")  # others of peft's change the frozen weights with A and B
 _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])\.(?:default\.)?weight$")
@@ -41,6 +42,11 @@ class Member:
     @property
     def name(self) -> str:
         return self.task.name
+
+    @property
+    def view(self) -> View:
+        """How its task sees pictures and what its answers mean."""
+        return read_view(self.task, (self.bundle.card.get("data") or {}).get("fit"), self.bundle.card)
 
     @property
     def validation(self) -> dict[str, float]:

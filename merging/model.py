@@ -36,7 +36,7 @@ from merging.fold import folded_state
 from merging.frozen_backbone import backbone_of, require_whole
 from merging.members import Member, read_member
 from merging.methods import Outcome, merge_members, needs_images
-from merging.views import FITS, View, check_name, read_card, read_view
+from merging.views import FITS, View, check_name, read_card, require_own_columns
 
 
 class AnsweringModel(MultiTaskModel):
@@ -111,8 +111,8 @@ class AnsweringModel(MultiTaskModel):
         """Merges the adapter of one more task in.
 
         Raises:
-            AdapterError: no bundle there, one of another backbone, its task is in the model already, or the merge
-                needs images; the model stays as it was.
+            AdapterError: no bundle there, one of another backbone, its task is in the model already or would share a
+                column of answers with one, or the merge needs images; the model stays as it was.
         """
         folder = Path(path).expanduser()
         name = check_name(str((read_card(folder).get("task") or {}).get("name")), folder / CARD)
@@ -180,6 +180,7 @@ class AnsweringModel(MultiTaskModel):
                     f"{member.bundle.path} is another adapter than the one of task {name} that was merged. Merge anew, "
                     "or load the model again."
                 )
+        require_own_columns({name: member.view for name, member in members.items()})
         delta = merge_members(self.card["recipe"]["merge"], members).delta
         return members, delta, {name: member.head for name, member in members.items()}
 
@@ -195,10 +196,7 @@ class AnsweringModel(MultiTaskModel):
         self.members = {name: paths[name] for name in members}
         self.contents = {name: member.bundle.content for name, member in members.items()}
         self.heads = torch.nn.ModuleDict(heads).to(device)
-        self.tasks = {
-            name: read_view(member.task, member.bundle.card["data"].get("fit"), member.bundle.card)
-            for name, member in members.items()
-        }
+        self.tasks = {name: member.view for name, member in members.items()}
 
     def _frozen(self) -> VisionTransformer:
         """The backbone before anything was folded into it, float32, on the CPU.
@@ -299,9 +297,7 @@ def _load_adapter(folder: Path, weights: str | None, cache: Path) -> AnsweringMo
     state, base = folded_state(frozen, member.delta)
     frozen.load_state_dict(state)
     pretrained = timm.get_pretrained_cfg(made["name"]) or PretrainedCfg()
-    data = member.bundle.card["data"]
     card = {"backbone": dict(made) | {"mean": pretrained.mean, "std": pretrained.std}, "task": member.name}
-    view = read_view(member.task, data.get("fit"), member.bundle.card)
     name = check_name(member.name, folder / CARD)
     contents = {name: member.bundle.content}
-    return AnsweringModel(frozen, {name: member.head}, {name: view}, card, {name: folder}, contents, base)
+    return AnsweringModel(frozen, {name: member.head}, {name: member.view}, card, {name: folder}, contents, base)

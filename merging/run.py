@@ -37,6 +37,7 @@ from merging.frozen_backbone import backbone_of, require_whole
 from merging.members import Member, read_member
 from merging.methods import merge_function
 from merging.paired import retention_text
+from merging.views import require_own_columns
 from merging.workbench import Workbench, open_images
 
 log = logging.getLogger(__name__)
@@ -214,7 +215,11 @@ def _set_table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def open_bench(config: MergeConfig, bundles: Mapping[str, Path]) -> Bench:
-    """The workbench of a config; the jobs of one sweep in one process share it."""
+    """The workbench of a config; the jobs of one sweep in one process share it.
+
+    Raises:
+        AdapterError: adapters that do not belong together, or tasks of one set whose answers would share a column.
+    """
     for key, given in (("adapters", config.adapters), ("roots", config.roots)):
         if unused := sorted(set(given) - set(bundles)):  # no fault: the jobs of a sweep may share one mapping
             log.warning("%s: %s is in no set here, so that is not used", key, ", ".join(unused))
@@ -224,10 +229,29 @@ def open_bench(config: MergeConfig, bundles: Mapping[str, Path]) -> Bench:
     heads = tuple(
         (task, str(path), (path / CARD).stat().st_mtime_ns) for task, path in alone.items() if (path / CARD).is_file()
     )
+    members = _read_members(tuple(bundles.items()), stamps)
+    for tasks in config.chosen_sets():
+        require_own_columns({task: members[task].view for task in tasks})
     return _open(
         tuple(bundles.items()), stamps, heads, tuple(config.roots.items()), config.backbone.weights,
         str(Path(config.paths.outputs) / "cache"), config.precision, device,
     )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1)
+def _read_members(bundles: tuple[tuple[str, Path], ...], stamps: tuple[tuple[str, int], ...]) -> dict[str, Member]:
+    """By task; ``stamps`` tell a bundle that was written anew."""
+    members = {task: read_member(path) for task, path in bundles}
+    for task, member in members.items():
+        if member.name != task:
+            raise AdapterError(f"adapters: {task}: {member.bundle.path} is an adapter of {member.name}.")
+        if member.bundle.card.get("features") == "deep":
+            raise AdapterError(
+                f"{member.bundle.path}: its head was trained on deep features (features=deep), which a merge cannot "
+                "realign. Take the adapter's, or a head that reads the class token."
+            )
+    check_alike(list(members.values()))
+    return members
 
 
 @functools.lru_cache(maxsize=1)
@@ -241,16 +265,7 @@ def _open(
     precision: str,
     device: torch.device,
 ) -> Bench:
-    members = {task: read_member(path) for task, path in bundles}
-    for task, member in members.items():
-        if member.name != task:
-            raise AdapterError(f"adapters: {task}: {member.bundle.path} is an adapter of {member.name}.")
-        if member.bundle.card.get("features") == "deep":
-            raise AdapterError(
-                f"{member.bundle.path}: its head was trained on deep features (features=deep), which a merge cannot "
-                "realign. Take the adapter's, or a head that reads the class token."
-            )
-    check_alike(list(members.values()))
+    members = _read_members(bundles, stamps)
     first = next(iter(members.values())).bundle
     backbone, card, anew = backbone_of(first, weights, Path(cache))
     for member in members.values():

@@ -40,6 +40,37 @@ class View:
     factor: float = 1.0
     unit: str = ""
 
+    @property
+    def columns(self) -> list[str]:
+        """What a table's columns of its answers are called.
+
+        ``<task>`` and ``<task>_probability`` of classes, ``<task>`` or ``<task>_<unit>`` of numbers, and ``<task>_x0``,
+        ``<task>_y0``, ... of points in picture pixels.
+        """
+        name = self.task.name
+        if self.task.kind == "classification":
+            return [name, f"{name}_probability"]
+        if self.task.kind == "regression":
+            return [f"{name}_{self.unit}" if self.unit else name]
+        return [f"{name}_{axis}{point}" for point in range(self.task.outputs // 2) for axis in "xy"]
+
+
+def require_own_columns(views: Mapping[str, View]) -> None:
+    """Refuses tasks whose answers no table could hold side by side.
+
+    Raises:
+        AdapterError: two of them have a column of the same name.
+    """
+    owners: dict[str, str] = {}
+    for name, view in views.items():
+        for column in view.columns:
+            if column in owners:
+                raise AdapterError(
+                    f"Tasks {owners[column]} and {name} would both answer in the column {column} of a table. Leave one "
+                    "of them out (tasks=[...]), or train it under another name (name=...)."
+                )
+            owners[column] = name
+
 
 def read_view(task: Task, fit: str | None, card: Mapping[str, Any]) -> View:
     """The view of a task.

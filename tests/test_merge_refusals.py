@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 
 from launch.errors import AdapterError, CommandError, DataError
+from merging import run
 from merging.members import read_member
 from merging.methods import require_delta
 from tests.merge_runs import command, merge_here, merge_process
@@ -62,6 +63,19 @@ def test_faults_of_the_command_come_first(outputs: Path) -> None:
     assert done.returncode == 2
     assert "realign=deep: without images (advice_images=null) nothing is known of realigned heads" in done.stderr
     assert "branch_at=1: without images" in done.stderr
+
+
+def test_tasks_that_would_share_a_column_of_answers_are_refused(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(outputs / "adapters" / "level" / "r2-s0", tmp_path / "leaves_probability" / "r2-s0")
+    card = json.loads((folder / "card.json").read_text())
+    card["task"]["name"] = "leaves_probability"
+    (folder / "card.json").write_text(json.dumps(card))
+    given = command(outputs, "tasks=[dots,leaves,leaves_probability]", f"+adapters.leaves_probability={folder}")
+    monkeypatch.setattr(run, "backbone_of", None)  # it is told before anything heavy
+    with pytest.raises(AdapterError, match="leaves and leaves_probability would both answer in the column leaves_prob"):
+        merge_here([*given, "save=false"])
 
 
 def test_rank_zero_is_refused(outputs: Path) -> None:

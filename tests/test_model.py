@@ -164,6 +164,11 @@ def test_what_cannot_be_added_or_removed_changes_nothing(tmp_path: Path, images:
     (other / "card.json").write_text(card.replace(model.card["backbone"]["fingerprint"], "f" * 64))
     with pytest.raises(AdapterError, match="fingerprint ffffffffffff"):
         model.add(other)
+    (other / "card.json").write_text(
+        card.replace('"name": "age"', '"name": "leaves_probability"').replace("_decades", "")
+    )
+    with pytest.raises(AdapterError, match="leaves and leaves_probability would both answer in the column"):
+        model.add(other)
     (other / "card.json").write_text(card.replace('"name": "age"', '"name": "../age"'))
     with pytest.raises(AdapterError, match="no name of a task"):
         model.add(other)

@@ -24,12 +24,15 @@ from datamodules.decode import read_image
 from launch.app import CONF
 from launch.compose import Composer
 from launch.config import find_faults, first_config
-from launch.errors import CommandError, DataError, UserError
+from launch.errors import AdapterError, CommandError, DataError, UserError
 from launch.predict_schema import PredictConfig
+from lightning_modules.tasks import Task
 from merging import predicting
+from merging.answer_files import answer_file, columns
 from merging.answers import Sight, answer, look, sights
 from merging.model import load
 from merging.predicting import predict
+from merging.views import View
 from tests.conftest import SIZE
 from tests.drawn_face import scene
 from tests.model_cases import merged
@@ -180,6 +183,23 @@ def test_hostile_files_are_named_and_the_others_answered(tmp_path: Path) -> None
     )
     assert all(row["error"] and not row["leaves"] for name, row in found.items() if name != "good.png")
     assert (told["pictures"], told["unreadable"]) == (7, 6)
+
+
+def test_tasks_that_would_share_a_column_are_refused(tmp_path: Path) -> None:
+    task = Task("age", "regression", "rmse", 1)
+    views = {"age": View(task, "crop", unit="years"), "age_years": View(replace(task, name="age_years"), "crop")}
+    for suffix in ("csv", "parquet"):
+        output = tmp_path / f"x.{suffix}"
+        with (
+            pytest.raises(AdapterError, match="age and age_years would both answer in the column age_years of a table"),
+            answer_file(output, views),
+        ):
+            pass
+        assert not [*tmp_path.iterdir()]
+    with answer_file(tmp_path / "x.jsonl", views):
+        pass
+    points = {"points": View(Task("points", "keypoints", "nme", 4), "pad")}
+    assert [name for name, _ in columns(points)][6:-1] == ["points_x0", "points_y0", "points_x1", "points_y1"]
 
 
 def test_formats_hold_the_same_answers(tmp_path: Path) -> None:
