@@ -1,7 +1,7 @@
 """A web page for one model, on this machine:  python serve.py model=outputs/models/NAME
 
-Open the address that it prints, choose a picture, read every task's answer from one backbone pass. Programs post to
-``/answer`` and get JSON. Made for demonstrations on localhost: there is no login. Ends with Ctrl-C.
+Open the address that it prints, choose a picture, read every task's answer. Programs post to ``/answer`` and get JSON.
+Made for demonstrations on localhost: there is no login. Ends with Ctrl-C.
 Exit codes: 0 done, 1 something failed, 2 the command was wrong, 130 Ctrl-C.
 """
 

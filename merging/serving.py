@@ -1,10 +1,12 @@
 """A model behind a web page and a JSON endpoint. Pictures come in the request and are not kept."""
 
 import base64
+import errno
 import importlib.util
 import io
 import ipaddress
 import logging
+import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -40,8 +42,6 @@ def serve(config: ServeConfig) -> dict[str, Any]:
     absent = [name for name in ("fastapi", "uvicorn", "python_multipart") if importlib.util.find_spec(name) is None]
     if absent:
         raise UserError(f"serve.py needs {', '.join(absent)}: pip install -e '.[serve]'")
-    import socket
-
     import uvicorn
 
     model = open_model(
@@ -55,17 +55,38 @@ def serve(config: ServeConfig) -> dict[str, Any]:
         max_pixels=config.max_pixels,
         hosts=known_hosts(config.host),
     )
-    try:
-        listener = socket.create_server((config.host, config.port))
-    except OSError as error:
-        raise UserError(
-            f"Cannot listen on {config.host}:{config.port} ({error.strerror}); take another one: port=8001"
-        ) from error
-    log.info("Open http://%s:%d in a browser; Ctrl-C ends", config.host, listener.getsockname()[1])
-    with listener:
+    with listen(config.host, config.port) as listener:
+        log.info("Open http://%s in a browser; Ctrl-C ends", address(config.host, listener.getsockname()[1]))
         settings = uvicorn.Config(app, log_level="warning", timeout_keep_alive=5, limit_concurrency=64)
         uvicorn.Server(settings).run(sockets=[listener])
     return {"model": config.model}
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, IPv6 where the host is an address of it.
+
+    Raises:
+        UserError: the port is taken, or this machine has no such address.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            way = "another program has the port; take another, e.g. port=8001, or any free one: port=0"
+        elif error.errno == errno.EACCES:
+            way = "ports below 1024 are the system's; take a higher one, e.g. port=8000"
+        else:
+            way = f"{error.strerror}; give an address of this machine, e.g. host=127.0.0.1 for it alone"
+        raise UserError(f"Cannot listen on {address(host, port)}: {way}.") from error
+
+
+def address(host: str, port: int) -> str:
+    """``127.0.0.1:8000``; an IPv6 host stands in brackets."""
+    return f"{_bracketed(host)}:{port}"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def known_hosts(host: str) -> list[str]:
@@ -77,7 +98,7 @@ def known_hosts(host: str) -> list[str]:
         local = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         local = False
-    return ["localhost", "127.0.0.1", "[::1]", host] if local else ["*"]
+    return ["localhost", "127.0.0.1", "[::1]", _bracketed(host)] if local else ["*"]
 
 
 def build_app(

@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import re
+import socket
 import struct
 import zlib
 from collections.abc import Iterator
@@ -12,9 +14,10 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from launch.errors import UserError
 from merging.answers import answer, look, sights
 from merging.model import load
-from merging.serving import build_app, known_hosts
+from merging.serving import address, build_app, known_hosts, listen
 from tests.conftest import SIZE
 from tests.drawn_face import scene
 from tests.model_cases import merged
@@ -140,6 +143,25 @@ def test_a_page_on_this_machine_answers_to_its_own_names_alone(model_path: Path)
     }  # fmt: skip
     assert {"localhost", "127.0.0.1", "[::1]", "127.0.1.1"} == set(known_hosts("127.0.1.1"))
     assert known_hosts("0.0.0.0") == known_hosts("192.168.1.7") == known_hosts("studio.lan") == ["*"]
+
+
+def test_it_listens_on_addresses_of_both_kinds() -> None:
+    for host in ("127.0.0.1", "::1"):
+        with listen(host, 0) as listener, socket.create_connection(listener.getsockname()[:2], 5):
+            port = listener.getsockname()[1]
+            with pytest.raises(UserError, match=rf"on {re.escape(address(host, port))}: another program has the port"):
+                listen(host, port)
+    assert [address(host, 80) for host in ("127.0.0.1", "::1", "studio.lan")] == [
+        "127.0.0.1:80", "[::1]:80", "studio.lan:80",
+    ]  # fmt: skip
+    assert {"localhost", "127.0.0.1", "[::1]"} == set(known_hosts("::1"))
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "nowhere.invalid"])
+def test_another_port_is_no_way_out_where_the_address_is_wrong(host: str) -> None:
+    with pytest.raises(UserError, match="give an address of this machine") as refused:
+        listen(host, 0)
+    assert "port=" not in str(refused.value)
 
 
 def test_a_file_name_is_only_a_name(client: TestClient) -> None:
