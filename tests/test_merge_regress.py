@@ -204,6 +204,19 @@ def test_impossible_arguments_are_refused(key: str, value: Any) -> None:
         regress(deltas(place), bench=place, **GIVEN | {key: value})
 
 
+def test_more_tokens_than_memory_are_refused_with_the_images_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = bench()
+    held = 23 * 2 * GIVEN["images"] * 5 * 64 * 4  # two tasks, a class token and 4 patches of width 64, float32
+    there = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": held // 2}
+    monkeypatch.setattr(regressing.os, "sysconf", there.__getitem__)
+    with pytest.raises(
+        CommandError, match=rf"for 2 tasks.* of cpu\. Give merge\.images={GIVEN['images'] // 2} or less"
+    ):
+        regress(deltas(place), bench=place, **GIVEN)
+    there["SC_PHYS_PAGES"] = held
+    regress(deltas(place), bench=place, **GIVEN)
+
+
 def test_inputs_that_are_too_much_alike_are_told_with_a_way_out() -> None:
     place = bench()
     with pytest.raises(CommandError, match=r"blocks\.\d\.\S+ are too much alike for merge.ridge=1e-20; give a larger"):
