@@ -191,17 +191,18 @@ def test_the_best_worst_member_wins_and_simplicity_breaks_ties() -> None:
 
 
 def test_a_member_is_disturbed_by_the_others_and_not_by_whom_it_disturbs() -> None:
-    """c is loud, and a and b hear it; c itself hears b most. Two modules, the second of twice the inputs."""
+    """c is loud, and a and b hear it; c itself hears b most. Two modules, one of which conflicts more."""
     eye = torch.eye(6).double()
     rows = {"a": eye[:1], "b": eye[1:2], "c": eye[:1] + eye[1:2]}
     columns = {"a": eye[:, :1], "b": 2.0 * eye[:, 1:2], "c": 10.0 * eye[:, 2:3]}
     members: dict[str, Any] = {
         name: SimpleNamespace(
             delta={f"blocks.{block}.k": (columns[name], rows[name]) for block in range(2)},
-            grams={f"blocks.{block}": eye * (1 + block) for block in range(2)},
+            grams={"blocks.0": eye, "blocks.1": 2 * eye},
         )
         for name in "abc"
     }
+    members["c"].grams["blocks.1"] = 2 * eye + 50 * eye[5:].T @ eye[5:]  # of no use to any: c counts for less there
     found = disturbances(members)
     assert {name: one.by for name, one in found.items()} == {"a": "c", "b": "c", "c": "b"}
     root = 2**0.5
@@ -210,6 +211,7 @@ def test_a_member_is_disturbed_by_the_others_and_not_by_whom_it_disturbs() -> No
     for name, pair in (("a", "ac"), ("c", "bc")):  # of the two alone
         shares = conflict({one: members[one].delta for one in pair}, {one: members[one].grams for one in pair})
         assert found[name].conflict == pytest.approx(sum(shares.values()) / 2)
+        assert max(shares.values()) > 1.1 * min(shares.values())
 
 
 def test_reasons_name_what_is_the_matter() -> None:
