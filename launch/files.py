@@ -22,6 +22,7 @@ STALE = 24 * 3600  # seconds after which an unfinished folder is a killed proces
 _UMASK = os.umask(0o022)  # it can only be read by setting it, which is not safe later, with threads
 os.umask(_UMASK)
 
+_LEFT_BY_BROWSERS = (".DS_Store", "Thumbs.db", "desktop.ini")  # where a folder was looked at
 _ONLY_WRITING = {  # codes that no reading ends in
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "your disk quota is used up",
@@ -161,7 +162,7 @@ def require_ours(path: Path, ours: Sequence[str]) -> list[str]:
     if path.is_file():
         raise UserError(f"{path} is a file; name a folder that is new or empty.")
     names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-    names = [name for name in names if name != ".DS_Store"]  # macOS leaves it where a folder was looked at
+    names = [name for name in names if name not in _LEFT_BY_BROWSERS]
     if strangers := [name for name in names if not any(fnmatch.fnmatchcase(name, own) for own in ours)]:
         raise _would_be_lost(path, strangers)
     return names

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from launch.errors import CommandError, UserError
-from launch.files import require_replaceable
+from launch.errors import CommandError
+from launch.files import require_ours, require_replaceable
 from merging.picture_list import matches
 
 FRAME = ("file", "face", "left", "top", "right", "bottom")  # columns of each table, before those of the tasks
 ERROR = "error"  # the last one
 ANSWERS = "answers"  # the last key of a JSON line
 DRAWN, DRAWINGS = "drawings.json", "drawings"  # beside drawings, and the key in it that names them
-_LEFT_BY_BROWSERS = (".DS_Store", "Thumbs.db", "desktop.ini")
 _LONGEST = 2**20  # characters that are read of a first line
 
 
@@ -91,13 +90,7 @@ def require_drawings(folder: Path) -> None:
     if not (folder / DRAWN).is_file():
         return
     listed = json.loads((folder / DRAWN).read_text(encoding="utf-8"))[DRAWINGS]
-    own = {DRAWN, *_LEFT_BY_BROWSERS, *(map(str, listed) if isinstance(listed, list) else ())}
-    if others := sorted(entry.name for entry in folder.iterdir() if entry.name not in own):
-        told = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        raise UserError(
-            f"The folder {folder} holds {told} beside earlier drawings. It is written as a whole, so that would be "
-            "lost: move it away, or name another folder."
-        )
+    require_ours(folder, (DRAWN, *(map(str, listed) if isinstance(listed, list) else ())))
 
 
 def _named(text: str) -> list[Path]:
