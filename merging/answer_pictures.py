@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -84,8 +85,10 @@ def _looks(char: str) -> tuple[tuple[int, int], bytes]:
 
 
 @functools.cache
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(14)
+def _font() -> ImageFont.FreeTypeFont:
+    # Pillow's own has hardly more than ASCII; this one writes Latin, Greek and Cyrillic
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(str(path), 13, layout_engine=ImageFont.Layout.BASIC)
 
 
 def _dot(pen: ImageDraw.ImageDraw, points: Sequence[Sequence[float]], factor: float, radius: float) -> None:

@@ -31,6 +31,8 @@ def test_no_text_is_too_wide_for_a_file() -> None:
 
 def test_characters_that_the_font_lacks_are_escaped() -> None:
     assert writable("Oak (50 %), 3-4_x") == "Oak (50 %), 3-4_x"
-    assert writable("\u732b \U0001f600\n") == r"\u732b \U0001f600\u000a"
+    words = "\u00c4rger, d\u00e9go\u00fbt, \u0441\u0442\u0440\u0430\u0445"
+    assert writable(words) == words
+    assert writable("\u732b \U00020000\n") == r"\u732b \U00020000\u000a"
     assert (drawn("\u732b\u732b") == drawn(r"\u732b\u732b")).all()
     assert (drawn("\u732b\u732b") != drawn("\u72ac\u72ac")).any()
