@@ -74,7 +74,7 @@ def save_merged(
         "recipe": dict(recipe),
         "backbone": dict(backbone),
         "tasks": {name: _task_card(member) for name, member in sorted(members.items())},
-        "scored": dict(scored or {}) if scored is not None or not rows else contents,
+        "scored": contents if rows and scored is None else dict(scored or {}),
         "deep_blocks": DEPTH if merged.deep else 0,
         "rows": list(rows),
         "provenance": provenance() if made is None else dict(made),

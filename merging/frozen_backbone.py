@@ -43,7 +43,6 @@ def backbone_of(
             f"The backbone {made['name']} with weights {source} (fingerprint {card['fingerprint'][:12]}) is not the "
             f"one that {bundle.path} was trained on ({made['fingerprint'][:12]}). Give backbone.weights=FILE."
         )
-    require_whole(bundle, backbone)
     return backbone, card, lambda: plain_backbone(described, cache)[0]
 
 

@@ -294,6 +294,7 @@ def _load_adapter(folder: Path, weights: str | None, cache: Path) -> AnsweringMo
     member = read_member(folder, with_grams=False)
     made = member.bundle.card["backbone"]
     frozen, _, _ = backbone_of(member.bundle, weights, cache)
+    require_whole(member.bundle, frozen)
     state, base = folded_state(frozen, member.delta)
     frozen.load_state_dict(state)
     pretrained = timm.get_pretrained_cfg(made["name"]) or PretrainedCfg()
