@@ -1,7 +1,7 @@
 """One merge of one set of tasks, scored: a row for each member and each kind of realignment."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +24,9 @@ COLUMNS = (
     "retention", "images", "seconds",
 )  # fmt: skip
 
-# the interval that the test set leaves; passes of the backbone; what a merge that tries others took
-FURTHER = ("retention_low", "retention_high", "passes", "choice")
+# the interval that the test set leaves; what the same readout scores on the bare backbone; passes of the backbone; what
+# a merge that tries others took
+FURTHER = ("retention_low", "retention_high", "control", "passes", "choice")
 PREDICTED = ("predicted", "low", "high", "drift")
 
 
@@ -100,26 +101,10 @@ def merge_set(
     wanted: list[Realign] = [realign for realign in realigns if realign != "none"]
     heads: dict[Realign, dict[str, MLPHead]] = {realign: {} for realign in wanted}
     spent: dict[Realign, float] = dict.fromkeys(wanted, merging)
-    deep = any(realign in DEEP for realign in wanted)
-    views = range(VIEWS + 1 if "head" in wanted else 1)
     for task in tasks if wanted else ():
-        head = bench.members[task].head
-        begun = bench.clock()
-        single = bench.single(task, "train", images)
-        features = bench.merged(ways.get(task, delta), task, "train", images, deep=deep)
-        groups = bench.groups(task, "train", images)
-        reading = bench.clock() - begun
-        for realign in wanted:
-            begun = bench.clock()
-            if realign == "head":
-                way = ways.get(task, delta)
-                aims = [single, *(bench.single(task, "train", images, view=view) for view in views[1:])]
-                more = [bench.merged(way, task, "train", images, deep=True, view=view) for view in views[1:]]
-                heads[realign][task] = refit_head(head, [features, *more], aims, groups)
-            else:
-                given = features if realign == "deep" else class_token(features, bench.width)
-                heads[realign][task] = fold_readout(head, choose_readout(given, single, groups)[0])
-            spent[realign] += reading + bench.clock() - begun
+        for realign, (head, seconds) in _realigned(bench, task, ways.get(task, delta), wanted, images).items():
+            heads[realign][task] = head
+            spent[realign] += seconds
     for realign in realigns:
         if realign == "none":
             own_heads = {task: bench.members[task].head for task in tasks}
@@ -128,6 +113,35 @@ def merge_set(
             needed = max(images, outcome.images)
             found[realign] = Merged(outcome, heads[realign], realign, spent[realign], needed, ways, passes)
     return [found[realign] for realign in realigns]
+
+
+def _realigned(
+    bench: Workbench, task: str, delta: Delta | None, realigns: Iterable[Realign], images: int
+) -> dict[Realign, tuple[MLPHead, float]]:
+    """A task's heads for the backbone with a delta (None: bare), and the seconds that each took by itself.
+
+    Args:
+        realigns: none of them ``none``.
+    """
+    head, found = bench.members[task].head, {}
+    deep = any(realign in DEEP for realign in realigns)
+    begun = bench.clock()
+    single = bench.single(task, "train", images)
+    features = bench.merged(delta, task, "train", images, deep=deep)
+    groups = bench.groups(task, "train", images)
+    reading = bench.clock() - begun
+    for realign in realigns:
+        begun = bench.clock()
+        if realign == "head":
+            views = range(1, VIEWS + 1)
+            aims = [single, *(bench.single(task, "train", images, view=view) for view in views)]
+            more = [bench.merged(delta, task, "train", images, deep=True, view=view) for view in views]
+            made = refit_head(head, [features, *more], aims, groups)
+        else:
+            given = features if realign == "deep" else class_token(features, bench.width)
+            made = fold_readout(head, choose_readout(given, single, groups)[0])
+        found[realign] = made, reading + bench.clock() - begun
+    return found
 
 
 def _together(outcomes: Sequence[Outcome]) -> Outcome:
@@ -184,12 +198,15 @@ def predict_set(bench: Workbench, merges: Sequence[Merged], count: int) -> list[
 
 
 def score_set(
-    bench: Workbench, merges: Sequence[Merged], split: str, head_only: Mapping[str, MLPHead]
+    bench: Workbench, merges: Sequence[Merged], split: str, head_only: Mapping[str, MLPHead], images: int
 ) -> list[dict[str, Any]]:
     """Rows of merges that share one delta; the split's images pass the backbone once.
 
+    Readouts are kept honest by their control, the same readout on the bare backbone.
+
     Args:
         head_only: heads trained on the bare backbone, by task, where there are any.
+        images: unlabeled training images per task that readouts had, at most.
     """
     rows = []
     deep = any(merged.deep for merged in merges)
@@ -203,6 +220,7 @@ def score_set(
         own = outputs(bench.members[task].head, bench.single(task, split))
         single = bench.score(task, split, own)
         alone = _head_only(bench, task, split, head_only, deep)
+        controls = _controls(bench, task, split, [merged.realign for merged in merges], images)
         for merged in merges:
             given = features if merged.deep else class_token(features, bench.width)
             answers = outputs(merged.heads[task], given)
@@ -221,6 +239,7 @@ def score_set(
                     "retention": _known(retention(metric, scores[metric], single[metric])),
                     "retention_low": _known(low),
                     "retention_high": _known(high),
+                    "control": controls.get(merged.realign),
                     "images": merged.images,
                     "passes": merged.passes,
                     "choice": merged.outcome.choice,
@@ -243,3 +262,18 @@ def _head_only(
         return None
     features: Tensor = class_token(bench.bare(task, split, deep=deep), bench.width)
     return bench.score(task, split, outputs(head_only[task], features))
+
+
+def _controls(
+    bench: Workbench, task: str, split: str, realigns: Iterable[Realign], images: int
+) -> dict[Realign, float]:
+    """What each kind of readout scores on the bare backbone, without any merge; worked out once for all sets."""
+    wanted: list[Realign] = [realign for realign in realigns if realign != "none"]
+    places = {realign: (task, split, realign, images) for realign in wanted}
+    if missing := [realign for realign in wanted if places[realign] not in bench.controls]:
+        features = bench.bare(task, split, deep=any(realign in DEEP for realign in wanted))
+        for realign, (head, _) in _realigned(bench, task, None, missing, images).items():
+            given = features if realign in DEEP else class_token(features, bench.width)
+            scores = bench.score(task, split, outputs(head, given))
+            bench.controls[places[realign]] = scores[bench.members[task].task.metric]
+    return {realign: bench.controls[place] for realign, place in places.items()}

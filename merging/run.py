@@ -97,7 +97,7 @@ def merge_all(config: MergeConfig, run: Run, opened: Bench, loggers: list[Logger
         opened.bench.start_clock()
         merges = merge_set(opened.bench, tasks, method, config.realigns, config.images, branching_of(config))
         expected = _expected(config, opened, merges)
-        rows = score_set(opened.bench, merges, config.split, opened.head_only)
+        rows = score_set(opened.bench, merges, config.split, opened.head_only, config.images)
         rows = [row | told for row, told in zip(rows, expected, strict=True)]
         saved = _save(config, opened, tasks, merges, rows, loggers) if _saves(config) else []
         if saved and len(sets) == 1:  # the richest readout's answers, which the run's score is of, too
@@ -200,16 +200,18 @@ def _set_table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """One set's rows; its name stands above them, since beside them it would not fit into 80 columns."""
     choice = rows[0]["choice"]
     title = name if choice is None else f"{name}, by {choice}"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, collapse_padding=True
+    )
     for heading in ("task", "realign", "metric"):
-        table.add_column(heading)
-    for heading in ("score", "single", "head only", "predicted", "retention"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("score", "single", "head\nonly", "control", "predicted", "retention"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        alone = "" if row["head_only"] is None else f"{row['head_only']:.4g}"
+        alone, control = ("" if row[name] is None else f"{row[name]:.4g}" for name in ("head_only", "control"))
         kept = retention_text(row["retention"]) + ("*" if _lost(row) else " ")
         predicted = "" if row["predicted"] is None else f"{row['predicted']:.3f}"
-        numbers = [f"{row['score']:.4g}", f"{row['single']:.4g}", alone, predicted, kept]
+        numbers = [f"{row['score']:.4g}", f"{row['single']:.4g}", alone, control, predicted, kept]
         table.add_row(row["task"], row["realign"], row["metric"], *numbers)
     return table
 

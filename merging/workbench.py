@@ -43,6 +43,7 @@ class Workbench:
 
     Attributes:
         scratch: folder where merges that take minutes keep curves and checkpoints; None for none.
+        controls: scores of readouts on the bare backbone, by task, split, realignment and number of images.
     """
 
     scratch: Path | None = None
@@ -62,6 +63,7 @@ class Workbench:
         self.weights = FoldableWeights(backbone.to(device), sorted(modules))
         if dtype is not None:
             hold_frozen_weights(backbone, dtype)
+        self.controls: dict[tuple[str, str, str, int], float] = {}
         self._single: Kept = {}
         self._bare: Kept = {}
         self._merged: tuple[Delta | None, Kept] = (None, {})
@@ -106,8 +108,6 @@ class Workbench:
         self, delta: Delta | None, task: str, split: str, count: int | None = None, *, deep: bool, view: int = 0
     ) -> Tensor:
         """As ``features``; what a merge was chosen by serves its realignment and its prediction too."""
-        if delta is None:
-            return self.bare(task, split, count, deep=deep, view=view)
         if self._merged[0] is not delta:
             self._merged = (delta, {})
         return self._keep(
@@ -127,13 +127,9 @@ class Workbench:
             lambda: self.features(delta, task, split, count, deep=False, mirrored=mirrored, view=view),
         )
 
-    def bare(self, task: str, split: str, count: int | None = None, *, deep: bool, view: int = 0) -> Tensor:
-        """Features of the unmerged, unadapted backbone."""
-        return self._keep(
-            self._bare,
-            (task, split, count, deep, view),
-            lambda: self.features(None, task, split, count, deep=deep, view=view),
-        )
+    def bare(self, task: str, split: str, *, deep: bool) -> Tensor:
+        """Features of the unmerged, unadapted backbone on all of a split."""
+        return self._keep(self._bare, (task, split, None, deep, 0), lambda: self.features(None, task, split, deep=deep))
 
     def start_clock(self) -> None:
         """From here on ``clock`` counts for another merge."""

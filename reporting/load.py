@@ -21,6 +21,7 @@ from reporting.rows import (
     Row,
     RowError,
     backbone_name,
+    control_rows,
     fill_retention,
     head_only_rows,
     joint_rows,
@@ -56,6 +57,7 @@ def collect(folders: list[Path]) -> Collected:
         for file in sorted(folder.glob("*.csv")):
             _add_csv(found, file, seen)
     found.merges = list(fill_retention(found.merges, found.trains))
+    found.merges += list(control_rows(found.merges))
     _keep_one_each(found)
     return found
 
@@ -63,7 +65,7 @@ def collect(folders: list[Path]) -> Collected:
 def _keep_one_each(found: Collected) -> None:
     """Of one merge of the same adapters the rows with the most images: others are trials, and no further seeds.
 
-    Rows that ``fill_retention`` has made of a run, and a table holds already, are taken once, too.
+    Rows that were made of others, and a table or another merge's rows hold already, are taken once, too.
     """
     merges = [(row, _key("merge", row | {"images": None}), row["images"] or 0) for row in found.merges]
     most: dict[tuple[Any, ...], int] = {}

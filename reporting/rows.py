@@ -20,6 +20,7 @@ MERGE_FURTHER = (
     "lora",
     "retention_low",
     "retention_high",
+    "control",
     "predicted",
     "low",
     "high",
@@ -30,9 +31,12 @@ TRAIN_COLUMNS = ("data", "backbone", "task", "rank", "lora", "seed", "metric", "
 TRAIN_DEMANDED = ("data", "backbone", "task", "rank", "seed", "metric", "score")
 INTEGERS = ("rank", "seed", "images", "epochs")
 NUMBERS = (
-    "score", "single", "head_only", "retention", "retention_low", "retention_high", "seconds", "predicted", "low",
-    "high", "passes",
+    "score", "single", "head_only", "control", "retention", "retention_low", "retention_high", "seconds", "predicted",
+    "low", "high", "passes",
 )  # fmt: skip
+# what a row says of the answers that it is of alone, and of its own metric alone
+_OF_ITS_ANSWERS = ("retention_low", "retention_high", "predicted", "low", "high")
+_OF_ITS_METRIC = ("single", "head_only", "control", "retention", *_OF_ITS_ANSWERS)
 STUDY_METHOD = "cat"  # what the study calls concatenation
 # not merged, but what merging is measured against: one adapter trained on all tasks; a head on the frozen backbone;
 # members' heads on the frozen backbone
@@ -110,10 +114,7 @@ def merge_rows(given: Mapping[str, Any]) -> Iterator[Row]:
     yield row
     for name, score in scores.items() if isinstance(scores, dict) else ():
         if _is_metric(name) and name != row["metric"]:
-            unknown = dict.fromkeys(
-                ("single", "head_only", "retention", "retention_low", "retention_high", "predicted", "low", "high")
-            )
-            yield {**row, **unknown, "metric": name, "score": _number(name, score)}
+            yield {**row, **dict.fromkeys(_OF_ITS_METRIC), "metric": name, "score": _number(name, score)}
 
 
 def joint_rows(result: Mapping[str, Any]) -> Iterator[Row]:
@@ -197,6 +198,15 @@ def fill_retention(merges: Iterable[Row], trains: Sequence[Row]) -> Iterator[Row
         elif row["single"] is not None and row["head_only"] is None:
             found = [row | {"head_only": score(row, 0)}]
         yield from found or [row]
+
+
+def control_rows(merges: Iterable[Row]) -> Iterator[Row]:
+    """What the same readouts give on the bare backbone, as rows of ``frozen`` beside those of the merges."""
+    unknown = ("control", "retention", *_OF_ITS_ANSWERS, "seconds", "drift", "choice")
+    for row in merges:
+        if row.get("control") is not None and row["method"] != FROZEN:
+            told = {"method": FROZEN, "score": row["control"], "passes": 1.0}
+            yield merge_row({**row, **dict.fromkeys(unknown), **told})
 
 
 def _measured(row: Row) -> tuple[Any, ...]:

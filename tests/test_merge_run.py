@@ -366,7 +366,7 @@ def test_predicted_retention_stands_beside_the_measured_one(
     result, _ = merge_here(command(outputs, "merge=cat", "tasks=[leaves,level]", "save=false"))
     lines = capsys.readouterr().out.splitlines()
     start = next(number for number, line in enumerate(lines) if line.split()[:2] == ["task", "realign"])
-    assert lines[start - 1].strip() == "leaves+level"
+    assert lines[start - 2].strip() == "leaves+level"  # above a heading of two lines
     assert lines[start].split()[-2:] == ["predicted", "retention"]
     for line, row in zip(lines[start + 1 :], result["rows"], strict=False):
         assert line.split()[-2:] == [f"{row['predicted']:.3f}", f"{row['retention']:.3f}"]

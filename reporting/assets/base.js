@@ -104,7 +104,7 @@ document.getElementById("close").addEventListener("click", () => details.close()
 details.addEventListener("click", (event) => { if (event.target === details) details.close(); });
 
 const SHOWN_ROW = {
-  merge: ["data", "backbone", "set", "method", "realign", "rank", "lora", "seed", "task", "metric", "score", "single", "head_only", "retention", "predicted", "images", "seconds"],
+  merge: ["data", "backbone", "set", "method", "realign", "rank", "lora", "seed", "task", "metric", "score", "single", "head_only", "control", "retention", "predicted", "images", "seconds"],
   train: ["data", "backbone", "task", "rank", "lora", "seed", "metric", "score", "epochs", "seconds"],
 };
 

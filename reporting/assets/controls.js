@@ -141,7 +141,7 @@ function draw() {
 
 function drawTable(rows) {
   const list = [...(table.kind === "merge" ? rows.merges : rows.alone)];
-  const columns = [...COLUMNS[table.kind], ...["retention_low", "retention_high", "predicted", "low", "high", "passes", "lora"].filter((name) => list.some((row) => known(row[name])))];
+  const columns = [...COLUMNS[table.kind], ...["control", "retention_low", "retention_high", "predicted", "low", "high", "passes", "lora"].filter((name) => list.some((row) => known(row[name])))];
   if (table.column) {
     const way = table.down ? 1 : -1, name = table.column;
     list.sort((a, b) => !known(a[name]) - !known(b[name]) || way * (typeof a[name] === "number" ? a[name] - b[name] : String(a[name]).localeCompare(b[name])));
