@@ -39,9 +39,9 @@ def means(rows: Iterable[Row], key: Callable[[Row], Hashable], value: str = "ret
 
 
 def methods(rows: Iterable[Row]) -> list[str]:
-    """Labels of the methods: the study's own first, then by name."""
-    labels = {method_label(row) for row in rows}
-    return sorted(labels, key=lambda name: (name != STUDY_METHOD, name))
+    """Labels of the methods: the study's own first, then by name, controls last."""
+    labels = {method_label(row): is_control(row) for row in rows}
+    return sorted(labels, key=lambda name: (name != STUDY_METHOD, labels[name], name))
 
 
 def alike(rows: Iterable[Row], column: str) -> list[Row]:

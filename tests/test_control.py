@@ -9,7 +9,10 @@ from merging.features import read_features
 from merging.run import _open as open_
 from merging.run import show
 from reporting.load import collect
+from reporting.making import write_report
 from reporting.rows import MERGE_COLUMNS
+from reporting.summaries import methods
+from tests.browser import chromium
 from tests.merge_runs import command, merge_here
 from tests.report_rows import merge_rows, write_csv
 
@@ -93,3 +96,19 @@ def test_a_report_has_the_control_as_rows_of_its_own(tmp_path: Path) -> None:
         again / "rows.csv", [{name: row.get(name) for name in (*MERGE_COLUMNS, "control")} for row in found.merges]
     )
     assert len(collect([again]).merges) == len(found.merges)
+
+
+def test_figures_name_controls_after_all_merges(tmp_path: Path) -> None:
+    rows = [row | {"control": row["single"] / 2, "realign": "deep"} for row in merge_rows(40, methods={"ties": 0.1})]
+    rows += [row for name in ("svd", "cat") for row in merge_rows(40, methods={name: 0.1})]
+    write_csv(tmp_path / "rows.csv", [{**dict.fromkeys(("control",)), **row} for row in rows])
+    found = collect([tmp_path])
+    wanted = ["cat", "svd", "ties + deep", "frozen + deep"]
+    assert methods(found.merges) == wanted
+    write_report(found, tmp_path / "report", ["html"], ["<outputs>"])
+    with chromium(tmp_path / "profile") as window:
+        window.get((tmp_path / "report" / "report.html").as_uri())
+        shown = window.execute_script(
+            "return [...document.querySelectorAll('#figure-pairs .panel b')].map(b => b.innerText)"
+        )
+    assert [name.partition(", rank")[0] for name in dict.fromkeys(shown)] == wanted

@@ -16,8 +16,10 @@ function unpack(kind) {
 }
 
 const MERGES = unpack("merge"), TRAINS = unpack("train");
-const byStudy = (a, b) => (a !== DATA.studyMethod) - (b !== DATA.studyMethod) || String(a).localeCompare(b);
-const METHODS = [...new Set(MERGES.map((row) => row.label))].sort(byStudy);
+const isControl = (row) => DATA.controls.includes(row.method.split("(")[0]);
+const CONTROL_OF = new Map(MERGES.map((row) => [row.label, isControl(row)]));
+const METHODS = [...CONTROL_OF.keys()].sort((a, b) =>
+  (a !== DATA.studyMethod) - (b !== DATA.studyMethod) || CONTROL_OF.get(a) - CONTROL_OF.get(b) || a.localeCompare(b));
 const RANKS = [...new Set([...MERGES, ...TRAINS].map((row) => row.rank))].sort((a, b) => a - b);
 
 const unique = (values) => [...new Set(values)];

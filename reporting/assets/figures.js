@@ -118,7 +118,7 @@ function costFigure({ kept }, width) {
     return { x: cost, y: value, label, rank, rows: used, text: `${label}, rank ${rank}\n${number(cost)} ${column}, retention ${value.toFixed(4)} ± ${spread.toFixed(4)}` };
   });
   if (!points.length) return [];
-  const front = [], merges = points.filter((point) => !DATA.controls.includes(point.rows[0].method.split("(")[0]));
+  const front = [], merges = points.filter((point) => !isControl(point.rows[0]));
   for (const point of [...widest(merges)].sort((a, b) => a.x - b.x || b.y - a.y)) if (!front.length || point.y > front[front.length - 1].y) front.push(point);
   const many = METHODS.length > LOOKS; // then looks would repeat: only what nothing beats is named
   const named = many ? [...new Set(front.map((point) => point.label))] : METHODS, shown = many ? front : points;
