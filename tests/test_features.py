@@ -22,7 +22,7 @@ AUGMENT = {"hflip": True, "rotate": 20.0, "brightness": 0.2}
 def images(tmp_path):
     source = ImageFolder(root=draw_folder(tmp_path / "leaves"))
     data = ImageDataModule(
-        source, "classification", image_size=SIZE, augment=AUGMENT, batch_size=8, cache_root=tmp_path / "cache"
+        source, "classification", image_size=SIZE, augment=AUGMENT, batch_size=8, seed=3, cache_root=tmp_path / "cache"
     )
     data.setup()
     return data

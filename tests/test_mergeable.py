@@ -100,3 +100,17 @@ def test_training_that_avoids_a_task_reads_its_inputs_less(tmp_path):
 def test_avoiding_what_was_never_trained_says_how_to_train_it(tmp_path):
     with pytest.raises(CommandError, match=r"no adapter of task galaxy .*\n?.*python train.py task=galaxy"):
         train_here(leaves(tmp_path, "lora.avoid=[galaxy]"))
+
+
+def test_each_avoided_task_counts_alike_however_large_its_inputs_are():
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(100, 64, generator=generator) * torch.rand(64, generator=generator) for _ in range(2)]
+    one, other = (own.double().t() @ own.double() for own in rows)
+    found = []
+    for scale in (1.0, 1000.0):
+        model = adapted(create_backbone(TINY, SIZE), rank=2, targets=("k",))
+        paths = [f"blocks.{index}.attn.qkv" for index in range(len(model.blocks))]
+        start_in_unused_directions(model, [dict.fromkeys(paths, scale * one), dict.fromkeys(paths, other)])
+        a = model.blocks[0].attn.qkv.k.lora_A["default"].weight.detach().double()
+        found.append(a.t() @ a / a.norm() ** 2)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
