@@ -13,6 +13,7 @@ from launch.compose import Composer
 from launch.config import find_faults, first_config
 from launch.publishing import publish_again
 from launch.schema import JointConfig, TrainConfig
+from lightning_modules import joint, training
 from lightning_modules.adapter import load_bundle
 from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
 from lightning_modules.module import MultiTaskModule
@@ -118,6 +119,7 @@ def test_skill_is_the_way_from_a_constant_answer_to_a_perfect_one():
     constant = leaves.constant_score(torch.tensor([0, 1, 1]), torch.tensor([1, 1, 2, 0]))
     assert constant == 0.5
     assert leaves.skill(0.75, constant) == 0.5
+    assert leaves.constant_score(torch.tensor([0, 1, 1]), torch.tensor([1, 2, 2, 2])) == 0.25, "of the training set"
     face = Task("face", "keypoints", "nme", 4)
     train = torch.tensor([[[0.0, 0.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
     assert face.constant_score(train, train) == pytest.approx(100 * 0.5**0.5 / 2)
@@ -165,6 +167,39 @@ def test_one_adapter_with_a_head_for_each_task(tmp_path, conf):
 
 def part_root(conf, name):
     return (conf / "data" / f"{name}.yaml").read_text().split("root: ")[1].strip()
+
+
+class Begun(Exception):
+    """Raised in place of the first epoch, with what would be fitted."""
+
+
+def begin(trainer, module, data, checkpoints):
+    raise Begun(trainer, module, data)
+
+
+def test_each_task_starts_as_alone_and_is_weighed_and_compared_by_its_own_constants(tmp_path, conf, monkeypatch):
+    for place in (joint, training):
+        monkeypatch.setattr(place, "fit", begin)
+
+    def begun(*arguments):
+        with pytest.raises(Begun) as caught:
+            train_here([*arguments, *overrides(tmp_path, "seed=2")], conf)
+        return caught.value.args
+
+    trainer, module, data = begun(*BOTH)
+    best, _ = trainer.checkpoint_callbacks
+    assert (best.monitor, best.mode, module.seed) == ("val/skill", "max", 2)
+    for name, task in module.tasks.items():
+        _, single, _ = begun(f"task={name}")
+        alone = single.model.heads[name].state_dict()
+        assert all(torch.equal(value, alone[key]) for key, value in module.model.heads[name].state_dict().items())
+        targets = data.members[name].targets
+        assert module.units[name] == pytest.approx(task.constant_loss(targets("train")))
+        for stage in ("val", "test"):
+            expected = task.constant_score(targets("train"), targets(stage))
+            assert module.constants[stage][name] == pytest.approx(expected)
+    assert module.constants["val"]["dot"] != pytest.approx(module.constants["test"]["dot"], rel=1e-4)
+    assert begun(*BOTH, "task.balance=sum")[1].units == {}
 
 
 def test_its_own_tasks_are_not_avoided(tmp_path, conf):

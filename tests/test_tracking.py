@@ -90,6 +90,18 @@ def test_offline_run_holds_what_was_logged(tmp_path):
     assert next(iter(csv.DictReader(table.open())))["val/leaves/rmse"] == "0.5"
 
 
+def test_each_metric_is_summed_up_by_its_better_end(tmp_path):
+    kinds = {"leaves": Task("leaves", "classification", "accuracy", 2), "face": Task("face", "keypoints", "nme", 4)}
+    with open_loggers(tmp_path, "x", {}, run_id="both", wandb=WANDB) as loggers:
+        define_metrics(loggers, kinds)
+    defined = [record.metric for record in read_records(tmp_path)[1] if record.HasField("metric")]
+    better = {metric.name: (metric.summary.min, metric.summary.max) for metric in defined if "/" in metric.name}
+    del better["trainer/global_step"]
+    higher = {"val/leaves/accuracy", "val/leaves/macro_f1", "val/face/auc", "val/skill"}
+    lower = {"val/leaves/loss", "val/face/loss", "val/face/nme", "val/face/failure_rate"}
+    assert better == {name: (name in lower, name in higher) for name in higher | lower}
+
+
 def test_a_failed_run_is_told_as_failed(tmp_path):
     def fail():
         with open_loggers(tmp_path / "run", "x", {}, run_id="f1", wandb=WANDB) as loggers:
