@@ -6,11 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
+from lightning_modules.examples import COUNT, save_examples
 from lightning_modules.metrics import Collected
 from lightning_modules.pictures import (
     Answers,
     class_scores,
     confusion,
+    draw_confusion,
     draw_examples,
     draw_pictures,
     draw_scatter,
@@ -136,6 +138,57 @@ def test_many_points_become_a_density():
     figure = draw_scatter(target, target + 0.1, "x")
     assert figure.axes[0].collections
     assert "RMSE 0.100, mean error +0.100, 4,000 examples" in figure.axes[0].get_title()
+
+
+def test_rows_of_a_confusion_are_what_it_is_and_columns_what_was_said():
+    axes = draw_confusion(np.array([[3, 1], [0, 2]]), ["a", "b"], "x").axes[0]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("is", "said")
+    told = {text.get_position(): text.get_text() for text in axes.texts}  # of column and row
+    assert told == {(0, 0): "3", (1, 0): "1", (1, 1): "2"}
+    assert axes.images[0].get_array().tolist() == [[0.75, 0.25], [0.0, 1.0]]
+    assert axes.get_title() == "x\naccuracy 0.833 of 6"
+
+
+def test_captions_tell_what_it_is_what_was_said_and_how_surely():
+    logits = np.log(np.array([[0.1, 0.7, 0.2]], np.float32))
+    cases = [
+        (GALAXIES, Answers(logits, np.array([2]), np.array([0])), "Round\nsaid Edge-on 70%"),
+        (AGE, Answers(np.array([[2.5]]), np.array([[4.0]]), np.array([0])), "4.00, said 2.50"),
+        (FACE, Answers(np.zeros((1, 5, 2)), np.ones((1, 5, 2)), np.array([0])), "7.0 %"),
+    ]
+    for task, found, caption in cases:
+        figure = draw_examples(task, found, np.array([7.0]), images, np.array([0]), "x")
+        assert figure.axes[0].get_title() == caption
+
+
+@pytest.mark.parametrize("task", [GALAXIES, AGE, FACE], ids=lambda task: task.kind)
+def test_examples_stand_beside_their_own_pictures(tmp_path, task):
+    found = answers(task)
+    order = np.random.default_rng(1).permutation(len(found.index))
+    found = Answers(found.output[order], found.target[order], found.index[order])
+    place = {int(index): number for number, index in enumerate(found.index)}
+    told = save_examples(tmp_path / "new", {task.name: (task, found, images)}, {task.name: found.output + 1})
+    seen = []
+    for item in told:
+        with Image.open(tmp_path / "new" / item["image"]) as picture:
+            seen.append(int(picture.getpixel((0, 0))[0]))
+        position = place[seen[-1]]
+        output, target = found.output[position], found.target[position]
+        if task.kind == "classification":
+            names = [task.classes[number] for number in (target, output.argmax(), output.argmax())]
+            assert [item[key] for key in ("target", "single", "merged")] == names
+        else:
+            for key, value in (("target", target), ("single", output), ("merged", output + 1)):
+                np.testing.assert_allclose(np.ravel(item[key]), value.ravel(), atol=1e-4)
+    assert len(set(seen)) == COUNT
+    assert (min(seen), max(seen)) == (found.index.min(), found.index.max())
+
+
+def test_few_points_stand_at_their_target_and_their_prediction():
+    axes = draw_scatter(np.array([1.0, 2.0]), np.array([3.0, 5.0]), "x").axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("target", "prediction")
+    assert [list(values) for values in axes.lines[0].get_data()] == [[1.0, 2.0], [3.0, 5.0]]
+    assert "mean error +2.500, 2 examples" in axes.get_title()
 
 
 def test_collected_answers_are_in_order_and_once():
