@@ -5,6 +5,7 @@ the runs; it has no heatmap, so those are pictures.
 """
 
 import itertools
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ def alone_means(found: Collected) -> dict[str, float]:
 
     Plain ones are ``alone/<task>/r<rank>``. Behind it, in brackets, stands what else tells them apart: data and
     backbone where the task was trained on several, and ``lora`` where it is not the default one:
-    ``alone/galaxy/r16 (galaxy10, max_norm=0.1)``.
+    ``alone/galaxy/r16 (galaxy10, max_norm=0.1)``. Of trainings of one seed, which differ in something else, no mean is
+    told.
     """
     primary = primary_metrics(found)
     alone = [row for row in found.trains if row["metric"] == primary[row["task"]]]
@@ -121,7 +123,9 @@ def alone_means(found: Collected) -> dict[str, float]:
         told += [row["lora"]] if row["lora"] else []
         return f"alone/{row['task']}/r{row['rank']}" + (f" ({', '.join(told)})" if told else "")
 
-    return {name: mean.mean for name, mean in means(alone, key, "score").items()}
+    seeds = Counter((key(row), row["seed"]) for row in alone)
+    settings = {name for (name, _), count in seeds.items() if count > 1}
+    return {name: mean.mean for name, mean in means(alone, key, "score").items() if name not in settings}
 
 
 def sections(found: Collected) -> dict[str, list[Any]]:

@@ -164,6 +164,8 @@ def test_adapters_trained_otherwise_have_a_mean_of_their_own(tmp_path):
     write_train_run(tmp_path, "galaxy", 16, score=0.5, lora=capped, hash="1" * 10)
     write_train_run(tmp_path, "emotion", 16, score=0.4, data={"name": "faces"}, hash="2" * 10)
     write_train_run(tmp_path, "emotion", 16, score=0.3, data={"name": "faces"}, lora=capped, hash="3" * 10)
+    for number, seed in enumerate((0, 0, 1)):  # as of a learning rate
+        write_train_run(tmp_path, "galaxy", 64, seed, score=0.7 + 0.1 * number, hash=f"{number + 4}" * 10)
     assert alone_means(collect([tmp_path])) == pytest.approx(
         {
             "alone/galaxy/r16": 0.85,
