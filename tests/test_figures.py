@@ -2,7 +2,7 @@
 
 import pytest
 
-from reporting.figures import cost, curve, pair_heatmaps
+from reporting.figures import advisor, cost, curve, method_heatmap, pair_heatmaps, refinement, training
 from reporting.rows import merge_row
 from reporting.summaries import alike
 from tests.report_rows import TASKS, merge_rows, row_of
@@ -57,3 +57,43 @@ def test_a_line_along_the_ranks_is_of_the_sets_measured_at_each_of_them():
     assert alike(pair, "rank") == pair
     (line,) = [item for item in curve([*pair, *six], "rank", "rank").axes[0].containers if item.get_label() == "cat"]
     assert list(line.lines[0].get_ydata()) == [0.5, 0.5]
+
+
+def texts(axis):
+    """The numbers in a heatmap by their column and row."""
+    columns, rows = ([label.get_text() for label in one.get_ticklabels()] for one in (axis.xaxis, axis.yaxis))
+    return {
+        (rows[round(y)], columns[round(x)]): text.get_text() for text in axis.texts for x, y in [text.get_position()]
+    }
+
+
+def test_a_row_of_a_heatmap_is_a_task_and_a_column_what_it_was_merged_with():
+    pair = "age_class+galaxy"
+    rows = [row_of(set=pair, task=task, retention=kept) for task, kept in (("age_class", 0.9), ("galaxy", 0.7))]
+    (axis,) = [axis for axis in pair_heatmaps(rows).axes if axis.get_title() == "cat, r=16"]
+    assert texts(axis) == {("age_class", "galaxy"): "0.90", ("galaxy", "age_class"): "0.70"}
+    rows += [row_of(set=pair, task="galaxy", method="ties", retention=0.6)]
+    assert texts(method_heatmap(rows).axes[0]) == {
+        ("cat", "age_class"): "0.90", ("cat", "galaxy"): "0.70", ("cat", "all"): "0.80",
+        ("ties", "galaxy"): "0.60", ("ties", "all"): "0.60",
+    }  # fmt: skip
+
+
+def test_what_was_measured_stands_along_the_foot_and_what_was_predicted_along_the_side():
+    axis = advisor([row_of(retention=0.7, predicted=0.9, low=0.8, high=1.0)]).axes[0]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("measured retention", "predicted retention")
+    interval, point, _ = [[list(values) for values in line.get_data()] for line in axis.get_lines()]
+    assert (interval, point) == ([[0.7, 0.7], [0.8, 1.0]], [[0.7], [0.9]])
+
+
+def test_curves_are_of_their_own_panel_and_along_their_own_axes():
+    known = {"rank": 16, "points": [[1, 0.5], [2, 0.6]]}
+    curves = [{"task": task, "metric": metric, **known} for task, metric in (("age", "rmse"), ("galaxy", "accuracy"))]
+    panels = {axis.get_title(): axis for axis in training(curves).axes if axis.get_title()}
+    assert [(name, axis.get_ylabel(), len(axis.get_lines())) for name, axis in panels.items()] == [
+        ("age", "rmse", 1), ("galaxy", "accuracy", 1),
+    ]  # fmt: skip
+    (line,) = panels["age"].get_lines()
+    seconds = refinement([{"rank": 16, "points": [[10.0, 0.8], [20.0, 0.9]]}]).axes[0]
+    assert [list(values) for values in line.get_data()] == [[1, 2], [0.5, 0.6]]
+    assert [list(values) for values in seconds.get_lines()[0].get_data()] == [[10.0, 20.0], [0.8, 0.9]]

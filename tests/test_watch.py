@@ -1,5 +1,6 @@
 """The live view of a sweep, on drawn records and on a real sweep."""
 
+import dataclasses
 import datetime
 import io
 import json
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from launch.errors import CommandError
 from launch.sweep import Record, read_plan, write_plan, write_record
-from reporting.watch import best_records, find_attempt, look, render, watch
+from reporting.watch import View, best_records, find_attempt, look, render, watch
 
 JOB = Path(__file__).with_name("launch_job.py")
 
@@ -67,6 +68,17 @@ def test_every_job_is_in_its_place(tmp_path, sweep):
     ):  # fmt: skip
         assert part in text
     assert "more" not in text
+
+
+def test_the_time_left_is_that_of_whole_jobs_shared_by_those_at_work(tmp_path):
+    def record(job, state, seconds):
+        return Record(job, str(job), [], state, seconds=seconds)
+
+    records = [record(0, "done", 40.0), record(1, "done", 20.0), record(2, "failed", 1.0), record(3, "skipped", 0.0)]
+    planned = [str(job) for job in range(9)]
+    view = View("s", tmp_path, records, planned, [("4", 10.0), ("5", 50.0)], [], ended=False)
+    assert view.seconds_left() == pytest.approx((3 * 30 + 20) / 2)
+    assert dataclasses.replace(view, records=records[2:]).seconds_left() is None
 
 
 def test_what_an_earlier_attempt_left_running_waits_again(tmp_path, sweep):
