@@ -173,6 +173,12 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_bit_for_bit(tmp_path):
     assert "result.json" in again.stderr
     assert "epoch" not in again.stderr
 
+    with (tmp_path / "tiny.safetensors").open("ab") as file:
+        file.write(b" ")
+    other = train_process(arguments)
+    assert other.returncode == 1, "of other weights nothing was trained yet"
+    assert "tiny.safetensors is not a readable safetensors file" in other.stderr
+
 
 def test_data_that_changed_meanwhile_is_not_gone_on_with(tmp_path, monkeypatch):
     def stop(self):
