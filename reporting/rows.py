@@ -222,8 +222,8 @@ def train_rows(given: Mapping[str, Any]) -> Iterator[Row]:
     row = _typed(given, TRAIN_DEMANDED)
     others = {name: row.pop(name) for name in list(row) if _is_metric(name)}
     row = {**dict.fromkeys(TRAIN_COLUMNS), **row}
-    is_primary = str(row.pop("primary", None) or True) == "True"  # a report's own trains.csv tells
-    yield {**row, "primary": is_primary}
+    is_primary = row.pop("primary", None)  # a report's own trains.csv tells, as text
+    yield {**row, "primary": is_primary is None or str(is_primary) == "True"}
     for name, value in others.items():
         if name != row["metric"] and value not in (None, ""):
             yield {**row, "metric": name, "score": _number(name, value), "primary": False}
