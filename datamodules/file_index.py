@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ def per_file(
         compute: must be safe to call from several threads.
         columns: names of the numbers.
         index: parquet file; rows whose file still has the same size and mtime are taken from it. None keeps nothing.
+            Rows without a finite number are not kept: their file may only be unreadable for now.
         description: for the progress bar.
         stamp: size and mtime (ns) of one of ``files`` where it is no file of its own.
     """
@@ -84,7 +86,10 @@ def _load(index: Path | None, columns: Sequence[str]) -> dict[str, tuple[_Stamp,
 def _save(index: Path | None, entries: dict[str, tuple[_Stamp, tuple[float, ...]]], columns: Sequence[str]) -> None:
     if index is None:
         return
-    rows = [(file, *stamp, *row) for file, (stamp, row) in sorted(entries.items()) if stamp != (-1, -1)]
+    whole = {
+        file: entry for file, entry in entries.items() if entry[0] != (-1, -1) and any(map(math.isfinite, entry[1]))
+    }
+    rows = [(file, *stamp, *row) for file, (stamp, row) in sorted(whole.items())]
     buffer = io.BytesIO()
     pd.DataFrame(rows, columns=["file", "size", "mtime_ns", *columns]).to_parquet(buffer, index=False)
     try:

@@ -19,7 +19,7 @@ from launch.progress import track
 
 log = logging.getLogger(__name__)
 _BATCH = 4096
-_GONE = (-1, -1)  # the stamp of a file that cannot be looked at: its hash is not kept
+_GONE = (-1, -1)  # the stamp of a file that cannot be looked at or read: its hash is not kept
 
 
 def cpu_count() -> int:
@@ -33,7 +33,7 @@ def content_hashes(source: Source, records: Records, index: Path) -> dict[str, s
     """Hex content hash of every record's picture, by key.
 
     Files whose path, size and mtime are in the index are not read again. An unreadable file gets a name of
-    its own instead of a hash; the pixel cache will count it as broken.
+    its own instead of a hash, until it can be read; the pixel cache will count it as broken.
 
     Args:
         source: where the pictures are.
@@ -60,7 +60,7 @@ def content_hashes(source: Source, records: Records, index: Path) -> dict[str, s
     if missing:
         found = _compute(source, missing, row)
         for unit, digest in track(found, f"Reading {source.name} for duplicates", len(missing)):
-            known[unit] = (*known[unit][:2], digest)
+            known[unit] = (*_GONE, f"unreadable:{unit}") if digest is None else (*known[unit][:2], digest)
         _save(index, known)
     return {key: known[name][2] for key, name in zip(keys, names, strict=True)}
 
@@ -72,12 +72,14 @@ def _stamp(source: Source, row: dict[str, Any]) -> tuple[int, int]:
         return _GONE
 
 
-def _compute(source: Source, missing: list[str], row: Callable[[str], dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    def one(unit: str) -> tuple[str, str]:
+def _compute(
+    source: Source, missing: list[str], row: Callable[[str], dict[str, Any]]
+) -> Iterator[tuple[str, str | None]]:
+    def one(unit: str) -> tuple[str, str | None]:
         try:
             return unit, source.digest(row(unit))
         except OSError:
-            return unit, f"unreadable:{unit}"
+            return unit, None
 
     if not source.parallel:
         yield from map(one, missing)

@@ -1,3 +1,4 @@
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,7 @@ from datamodules.decode import BrokenImageError, read_image
 from datamodules.hashes import content_hashes
 from datamodules.image_folder import ImageFolder
 from launch.errors import DataError, UserError
+from launch.files import sha256_file
 from tests.picture_files import noise, write_classes, write_picture
 
 
@@ -225,3 +227,40 @@ def test_unreadable_files_are_no_duplicates_of_each_other(tmp_path: Path) -> Non
     for name in ("000", "001"):
         (tmp_path / "d" / "a" / f"{name}.png").unlink()
     assert len(set(content_hashes(source, records, tmp_path / "i.parquet").values())) == 4
+
+
+def test_a_picture_whose_pixels_are_counted_is_never_decoded_smaller(tmp_path: Path) -> None:
+    """JPEGs can be decoded at a fraction of their size; boxes and points are in pixels of the whole."""
+    grey = np.linspace(0, 255, 480).astype(np.uint8)
+    write_picture(tmp_path / "a.jpg", np.repeat(np.tile(grey, (320, 1))[..., None], 3, 2))
+    picture, whole = read_image(tmp_path / "a.jpg"), crop_region(480, 320, None, "crop")
+    boxed = pd.DataFrame({"key": ["a"], "file": "a.jpg", "left": 300.0, "top": 40.0, "right": 460.0, "bottom": 200.0})
+    cache = open_or_build(tmp_path / "b", ImageFolder(tmp_path), boxed, size=16, fit="crop", points=False)
+    np.testing.assert_array_equal(cache.pixels[0], crop_resize(picture, (300, 40, 460, 200), 16))
+    marked = pd.DataFrame({"key": ["a"], "file": "a.jpg", "target": [np.array([[100.0, 200.0]])]})
+    cache = open_or_build(tmp_path / "p", ImageFolder(tmp_path), marked, size=16, fit="crop", points=True)
+    np.testing.assert_array_equal(cache.pixels[0], crop_resize(picture, whole, 16))
+    np.testing.assert_allclose(cache.points, [[[(100 - 80) / 320, 200 / 320]]], atol=1e-6)
+
+
+def test_a_hash_is_of_the_bytes_of_now_when_only_time_or_size_tell(tmp_path: Path) -> None:
+    file, index = tmp_path / "d" / "a" / "0.png", tmp_path / "i.parquet"
+    file.parent.mkdir(parents=True)
+    source = ImageFolder(tmp_path / "d")
+    for content, time_ns in ((b"one", 10**18), (b"two", 10**18 + 1000), (b"three", 10**18 + 1000)):
+        file.write_bytes(content)
+        os.utime(file, ns=(time_ns, time_ns))
+        assert content_hashes(source, source.records(), index) == {"a/0.png": hashlib.sha256(content).hexdigest()}
+
+
+def test_what_could_not_be_read_once_is_read_again(tmp_path: Path) -> None:
+    """A file that one may read by now, or a disk that answers again, has the size and time that it had."""
+
+    class Failing(ImageFolder):
+        def digest(self, row) -> str:
+            raise PermissionError
+
+    root = write_classes(tmp_path / "d", {"a": 2})
+    for source in (Failing(root), ImageFolder(root)):
+        found = content_hashes(source, source.records(), tmp_path / "i.parquet")
+    assert found == {f"a/{name}": sha256_file(root / "a" / name) for name in ("000.png", "001.png")}

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from datamodules.decode import read_image
 from datamodules.expw import CLASSES, ExpW
 from datamodules.prepare import prepare_table
 from launch.errors import DataError, DatasetNotFoundError
@@ -115,3 +116,29 @@ def test_faults(tmp_path: Path) -> None:
         (tmp_path / "label" / "label.lst").write_text(lines)
         with pytest.raises(DataError, match=r"None of the pictures in label/label\.lst"):
             ExpW(root=tmp_path).records()
+
+
+def test_the_seven_expressions_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    write(tmp_path, "\n".join(f"angry_actor_104.jpg {number} 10 20 60 50 50.5 {number}" for number in range(7)))
+    table = ExpW(root=tmp_path).records().table
+    assert list(table["label"]) == ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]
+
+
+def test_a_box_ends_where_the_picture_does_as_it_is_turned_for_reading(tmp_path: Path) -> None:
+    write(tmp_path, "angry_actor_104.jpg 0 10 20 400 400 50.5 0")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # 300 x 200 pixels, to be turned by 90 degrees
+    file = tmp_path / "image" / "origin" / "angry_actor_104.jpg"
+    Image.new("RGB", (300, 200)).save(file, exif=exif)
+    (row,) = ExpW(root=tmp_path).records().table.to_dict("records")
+    assert (row["right"], row["bottom"]) == (200, 300)
+    assert read_image(file).shape == (300, 200, 3)
+
+
+def test_a_size_that_could_not_be_read_once_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path)
+    source = ExpW(root=tmp_path, cache_root=tmp_path / "kept")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", lambda path: (_ for _ in ()).throw(PermissionError()))
+        assert source.records().table["right"].max() == 400
+    assert source.records().table["right"].max() == 320

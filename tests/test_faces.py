@@ -1,12 +1,15 @@
 """Face finding on drawn faces: the right one, the right place, once."""
 
+import os
 from pathlib import Path
 
+import dlib
 import numpy as np
 import pytest
 from PIL import Image
 
 from datamodules import faces, file_index
+from datamodules.decode import BrokenImageError
 from datamodules.faces import detect_faces, enlarge
 from tests.drawn_face import scene
 
@@ -113,3 +116,32 @@ def test_enlarged_boxes_keep_their_middle_and_end_at_the_picture() -> None:
     grown = enlarge(boxes, np.array([[100.0, 100]] * 3), 1.5)
     assert grown[:2].tolist() == [[35, 35, 65, 65], [0, 65, 25, 95]]
     assert np.isnan(grown[2]).all()
+
+
+def test_boxes_have_the_size_that_the_detector_gives_them() -> None:
+    picture = np.ascontiguousarray(scene(300, 300, (50, 60, 200)))
+    (found,) = dlib.get_frontal_face_detector()(picture, 0)
+    ((left, top, right, bottom),) = faces.find_faces(picture)
+    assert (left, top) == (found.left(), found.top())
+    assert (right - left, bottom - top) == (found.width(), found.height())
+
+
+@pytest.mark.parametrize(("content", "later"), [(b"2", 1000), (b"34", 0)])
+def test_a_file_of_another_time_or_size_is_computed_anew(tmp_path: Path, content: bytes, later: int) -> None:
+    def number() -> float:
+        arguments = (lambda path: [float(path.read_bytes())], ["number"], tmp_path / "kept.parquet", "Reading")
+        return float(file_index.per_file(tmp_path, ["file"], *arguments)[0, 0])
+
+    for written, time_ns in ((b"1", 10**18), (content, 10**18 + later)):
+        (tmp_path / "file").write_bytes(written)
+        os.utime(tmp_path / "file", ns=(time_ns, time_ns))
+        assert number() == float(written)
+
+
+def test_what_could_not_be_read_once_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that one may read by now has the size and time that it had."""
+    files = [save(tmp_path / "one.png", scene(250, 250, (20, 20, 200)))]
+    with monkeypatch.context() as patch:
+        patch.setattr(faces, "read_image", lambda path: (_ for _ in ()).throw(BrokenImageError("not now")))
+        assert np.isnan(detect_faces(tmp_path, files, tmp_path / "kept", "drawn")[0]).all()
+    assert detect_faces(tmp_path, files, tmp_path / "kept", "drawn")[0].tolist() == [[250, 250]]
