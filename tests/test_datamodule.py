@@ -12,6 +12,7 @@ from datamodules.batches import BatchOrder, PictureBatches, epoch_order, eval_bo
 from datamodules.datamodule import ImageDataModule, normalize
 from datamodules.image_csv import ImageCsv
 from datamodules.image_folder import ImageFolder
+from datamodules.transforms import Augment
 from launch.errors import DataError
 from tests.picture_files import AUGMENT, folder_data, noise, write_classes, write_picture
 
@@ -157,12 +158,13 @@ def test_regression_targets(tmp_path: Path) -> None:
     assert data.target_mean == pytest.approx([batch["target"].mean().item()])
     assert data.counts["train"] == {"all": 22}
     assert data.target_scale == 1.0, "numbers near one are learned as they are"
-    far = "\n".join(f"{number:02d}.png,{number * 1000}" for number in range(30))
-    (tmp_path / "labels.csv").write_text("file,value\n" + far)
-    data = ImageDataModule(ImageCsv(tmp_path, kind="regression"), "regression", image_size=16, cache_root=tmp_path)
-    data.prepare_data()
-    data.setup()
-    assert data.target_scale == pytest.approx(data.targets("train").std(correction=0).item())
+    for unit in (1000, 0.001):
+        far = "\n".join(f"{number:02d}.png,{number * unit}" for number in range(30))
+        (tmp_path / "labels.csv").write_text("file,value\n" + far)
+        data = ImageDataModule(ImageCsv(tmp_path, kind="regression"), "regression", image_size=16, cache_root=tmp_path)
+        data.prepare_data()
+        data.setup()
+        assert data.target_scale == pytest.approx(data.targets("train").std(correction=0).item())
 
 
 def test_keypoints_move_with_their_pictures(tmp_path: Path) -> None:
@@ -326,3 +328,29 @@ def test_table_is_what_prepare_made(tmp_path: Path) -> None:
     assert isinstance(data.table, pd.DataFrame)
     assert data.table["key"].is_monotonic_increasing
     assert {"key", "file", "target", "group", "split", "hash"} <= set(data.table.columns)
+
+
+def test_pictures_that_a_higher_limit_allows_are_used(tmp_path: Path) -> None:
+    root = write_classes(tmp_path / "leaves", {"ash": 40, "oak": 30, "elm": 4})
+    write_picture(root / "ash" / "large.png", noise(99, 50, 50))
+    assert list(folder_data(tmp_path, max_pixels=1000).broken) == ["ash/large.png"]
+    assert folder_data(tmp_path, max_pixels=3000).broken == {}
+
+
+def test_each_batch_and_seed_has_an_augmentation_of_its_own(tmp_path: Path) -> None:
+    np.save(tmp_path / "p.npy", np.repeat(noise(0, 8, 8)[None], 16, 0))
+    rows, augment = np.arange(16), Augment({"hflip": True, "brightness": 0.5}, None, None)
+
+    def images(seed: int, epoch: int, number: int) -> bytes:
+        batches = PictureBatches(tmp_path / "p.npy", rows, rows, rows, [0, 8, 16], seed=seed, augment=augment)
+        return batches[epoch, number]["image"].numpy().tobytes()
+
+    assert len({images(0, 0, 0), images(1, 0, 0), images(0, 1, 0), images(0, 0, 1)}) == 4
+    assert images(0, 1, 1) == images(0, 1, 1)
+
+
+def test_batches_are_normalised_as_the_backbone_was_trained(tmp_path: Path) -> None:
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
+    data = folder_data(tmp_path, mean=mean, std=std)
+    batch = next(iter(data.val_dataloader()))
+    assert torch.equal(data.on_after_batch_transfer(batch, 0)["image"], normalize(batch["image"], mean, std))

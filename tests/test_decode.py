@@ -170,3 +170,12 @@ def test_points_stay_on_what_they_mark(fit, box) -> None:
     grid = (np.arange(64) + 0.5) / 64
     found = np.array([(image.sum(0) * grid).sum(), (image.sum(1) * grid).sum()]) / image.sum()
     np.testing.assert_allclose(found, to_crop(point, region)[0], atol=0.003)
+
+
+def test_shrinking_is_bicubic_and_antialiased() -> None:
+    picture = noise(0, 32, 32)
+    wanted = np.asarray(Image.fromarray(picture).resize((16, 16), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(crop_resize(picture, (0, 0, 32, 32), 16), wanted)
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    assert np.abs(crop_resize(stripes, (0, 0, 64, 64), 8)[:, 1:-1].astype(int) - 127).max() <= 2

@@ -110,3 +110,11 @@ def test_published_row_count_must_have_the_published_bytes(tmp_path: Path, monke
     path.touch()
     with pytest.raises(DataError, match="read again"):
         Galaxy10(tmp_path).prepare()
+
+
+def test_the_ten_classes_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    table = Galaxy10(write(tmp_path)).records().table.set_index("key")["label"]
+    assert [table[f"row {row:05d}"] for row in (10, 1, 2, 3, 4, 15, 16, 7, 8, 9)] == [
+        "Disturbed", "Merging", "Round Smooth", "In-between Round Smooth", "Cigar Shaped Smooth", "Barred Spiral",
+        "Unbarred Tight Spiral", "Unbarred Loose Spiral", "Edge-on without Bulge", "Edge-on with Bulge",
+    ]  # fmt: skip

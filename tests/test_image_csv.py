@@ -7,6 +7,7 @@ import pytest
 from datamodules.datamodule import ImageDataModule
 from datamodules.image_csv import ImageCsv
 from datamodules.prepare import LATER_SPLIT, Kind, prepare_table
+from datamodules.splits import merge_groups
 from launch.errors import DataError, DatasetNotFoundError
 from lightning_modules.building import build_subsets
 from tests.picture_files import noise, write_picture
@@ -257,3 +258,18 @@ def test_a_box_around_the_points(tmp_path: Path) -> None:
     assert (row["top"], row["bottom"]) == (y0 - 6, y0 + 6)
     with pytest.raises(DataError, match="box_scale"):
         ImageCsv(root, kind="regression", box_scale=1.2)
+
+
+@pytest.mark.parametrize("cell", ["", " ", "nan", "NaN", "NA", "null"])
+def test_a_cell_that_says_nothing_is_no_class_and_no_group(root: Path, cell: str) -> None:
+    write(root, f"file,label,who\nimages/0.png,a,ann\nimages/1.png,{cell},ann\n")
+    with pytest.raises(DataError, match=r"no value in column 'label' \(1 line\)\n    labels.csv line 3"):
+        ImageCsv(root).records()
+
+
+def test_rows_without_a_group_do_not_hang_together(root: Path) -> None:
+    write(root, "file,label,who\n" + "".join(f"images/{number}.png,a,{'ann' * (number < 2)}\n" for number in range(6)))
+    table = ImageCsv(root, group_column="who").records().table
+    assert merge_groups(list(table["key"]), [table["group"]]) == [
+        f"images/{number}.png" for number in (0, 0, *range(2, 6))
+    ]

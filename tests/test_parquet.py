@@ -313,3 +313,11 @@ def test_a_picture_may_be_given_as_its_content() -> None:
     from datamodules.decode import read_image
 
     assert (read_image(io.BytesIO(png(noise(5)))) == noise(5)).all()
+
+
+def test_numbers_mean_what_the_file_says_of_them(tmp_path: Path) -> None:
+    names = ["water", "very_low", "high", "low", "moderate", "non-burnable", "very_high"]
+    write(tmp_path / "a.parquet", [png(noise(number)) for number in range(7)], {"label": list(range(7))}, names)
+    assert list(FireRisk(root=tmp_path).records().table["label"]) == [
+        "Water", "Very_Low", "High", "Low", "Moderate", "Non-burnable", "Very_High",
+    ]  # fmt: skip

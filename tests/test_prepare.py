@@ -251,3 +251,50 @@ def test_impossible_requests_are_refused() -> None:
     twice = Records(pd.concat([records.table, records.table[:1]]))
     with pytest.raises(DataError, match="Two examples have the key"):
         prepare(twice)
+
+
+def test_the_fingerprint_covers_classes_and_who_has_which() -> None:
+    records = labelled({"a": 10, "b": 10}, split=["train", "val", "test", "train"] * 5)
+    swapped = records.table["label"].tolist()
+    swapped[0], swapped[-1] = swapped[-1], swapped[0]  # both are for training
+    made = [
+        prepare(records),
+        prepare(records, classes=["b", "a"]),
+        prepare(records, classes={"a": "a", "c": "b"}),
+        prepare(Records(records.table.assign(label=swapped))),
+    ]
+    assert len({prepared.fingerprint for prepared in made}) == 4
+    assert prepare(records, classes=["a", "b"]).fingerprint == made[0].fingerprint
+
+
+def test_examples_stay_linked_through_one_that_is_not_kept() -> None:
+    """Four in a row hang together as a chain: a file, equal pictures, a file."""
+    records = labelled({"a": 80, "b": 80})
+    table = records.table.assign(file=[f"f{row // 2}" for row in range(160)])
+    hashes = {key: f"h{(row + 1) // 2}" if row % 4 in (1, 2) else key for row, key in enumerate(table["key"])}
+    prepared = prepare(Records(table), hashes=hashes, size=80)
+    chain = prepared.table["key"].str[1:5].astype(int) // 4
+    assert chain.value_counts().min() < 4
+    assert prepared.table.groupby(chain)["split"].nunique().max() == 1
+
+
+def test_numbers_that_name_classes_are_whole() -> None:
+    assert prepare(labelled({1.0: 5, 2.0: 5, 10.0: 5})).classes == ["1", "2", "10"]  # as a column with gaps is read
+
+
+def test_a_group_of_several_classes_counts_where_most_of_it_lies() -> None:
+    groups = [*(f"a{number}" for number in range(3)), *["mixed"] * 4, *(f"b{number}" for number in range(2))]
+    strata = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1])
+    for seed in range(5):
+        splits, _ = assign_splits(groups, strata, (0.3, 0.3), seed)
+        assert Counter(splits[:3]) == {"train": 1, "val": 1, "test": 1}  # else a split had none of the class
+
+
+def test_faces_of_one_picture_may_differ() -> None:
+    records = labelled({"a": 10, "b": 10})
+    box = {side: [10.0 * (row // 2) for row in range(20)] for side in ("left", "top", "right", "bottom")}
+    boxed = Records(records.table.assign(**box).assign(file="one.png", label=["a", "b"] * 10))
+    hashes = dict.fromkeys(records.table["key"], "same")
+    assert "10 pictures occur more than once with different targets" in prepare(boxed, hashes=hashes).notes
+    alone = Records(boxed.table.assign(left=np.arange(20.0)))
+    assert not any("different targets" in note for note in prepare(alone, hashes=hashes).notes)

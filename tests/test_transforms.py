@@ -142,3 +142,41 @@ def test_flip_index_must_pair_the_points(order) -> None:
 def test_points_are_never_mirrored_without_flip_index(flip: str) -> None:
     with pytest.raises(CommandError, match="flip_index"):
         Augment({flip: True}, None, 3)
+
+
+def test_sizes_cover_the_range_on_both_sides() -> None:
+    images, points = dots()
+    many = Augment({"scale": 0.3}, FLIP, 3)(np.repeat(images, 25, 0), np.repeat(points, 25, 0), "s")[1]
+    ratio = np.linalg.norm(many[:, 1] - many[:, 0], axis=-1) / np.linalg.norm(points[0, 1] - points[0, 0])
+    assert 0.7 <= ratio.min() + 1e-6 < 0.75
+    assert 1.25 < ratio.max() - 1e-6 <= 1.3
+
+
+def test_saturation_keeps_the_brightness_that_eyes_see() -> None:
+    images = np.random.default_rng(0).integers(60, 190, (32, 16, 16, 3), dtype=np.uint8)
+    out = Augment({"saturation": 0.5}, None, None)(images, None, "s")[0]
+    luma = np.array([0.299, 0.587, 0.114])  # of red, green and blue (ITU-R BT.601)
+    np.testing.assert_allclose(out @ luma, images @ luma, atol=1)
+
+
+def test_hues_cover_the_fraction_of_a_turn_on_both_sides() -> None:
+    images = np.tile(np.array([160, 110, 90], np.uint8), (200, 2, 2, 1))
+
+    def angle(colours: np.ndarray) -> np.ndarray:
+        red, green, blue = np.moveaxis(colours[:, 0, 0].astype(float), -1, 0)
+        return np.arctan2(np.sqrt(3) * (green - blue), 2 * red - green - blue) / (2 * np.pi)
+
+    turn = angle(Augment({"hue": 0.2}, None, None)(images, None, "s")[0]) - angle(images)
+    turn -= np.rint(turn)
+    assert -0.205 < turn.min() < -0.18
+    assert 0.18 < turn.max() < 0.205
+
+
+def test_mirror_images_are_as_bright_as_the_others() -> None:
+    """Each step has numbers of its own: else the first of a batch would always be darker where it is mirrored."""
+    picture = np.full((1, 8, 8, 3), 50, np.uint8)
+    picture[:, :, 4:] = 150
+    augment = Augment({"hflip": True, "brightness": 0.2}, None, None)
+    out = np.concatenate([augment(picture, None, str(seed))[0] for seed in range(500)]).astype(float)
+    mirrored, level = out[:, 0, 0, 0] > out[:, 0, -1, 0], out.mean((1, 2, 3))
+    assert abs(level[mirrored].mean() / level[~mirrored].mean() - 1) < 0.05

@@ -135,3 +135,13 @@ def test_faults(tmp_path: Path) -> None:
         source.records()
     with pytest.raises(DataError, match=r"data\.box_scale=0 must be more than 0"):
         Wflw(root=tmp_path, box_scale=0)
+
+
+def test_attributes_are_named_in_the_order_of_the_lists(tmp_path: Path) -> None:
+    names = ["pose", "expression", "illumination", "make_up", "occlusion", "blur"]  # as its README gives them
+    lines = [
+        line(f"e/{place}.jpg", attributes=" ".join("01"[number == place] for number in range(6))) for place in range(6)
+    ]
+    table = write(tmp_path, test=lines).records().table
+    assert [next(name for name in names if row[name] == 1) for row in table.to_dict("records")] == names
+    assert table[names].to_numpy().sum() == 6
