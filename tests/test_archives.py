@@ -81,9 +81,10 @@ def test_another_outer_folder_stays(tmp_path: Path) -> None:
     assert tree(tmp_path / "set") == {"other/one.txt": b"1"}
 
 
-def test_what_macos_adds_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["x.zip", "x.tar.gz"])
+def test_what_macos_adds_is_left_out(tmp_path: Path, name: str) -> None:
     files = FILES | {"__MACOSX/set/._b.txt": b"", "set/.DS_Store": b"", "set/._b.txt": b""}
-    unpack(make_zip(tmp_path / "x.zip", files), tmp_path / "set", LIMIT)
+    unpack((make_zip if name == "x.zip" else make_tar)(tmp_path / name, files), tmp_path / "set", LIMIT)
     assert sorted(tree(tmp_path / "set")) == ["a/one.txt", "b.txt"]
 
 
@@ -176,10 +177,11 @@ def test_a_header_that_is_a_bomb_is_refused(tmp_path: Path) -> None:
     assert left_over(tmp_path) == ["x.tar"]
 
 
-def test_too_many_entries_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["x.zip", "x.tar.gz"])
+def test_too_many_entries_are_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive_rules, "MAX_FILES", 1)
     with pytest.raises(DataError, match="more than 1 entries"):
-        unpack(make_tar(tmp_path / "x.tar.gz", FILES), tmp_path / "set", LIMIT)
+        unpack((make_zip if name == "x.zip" else make_tar)(tmp_path / name, FILES), tmp_path / "set", LIMIT)
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz", "x.tar.bz2", "x.tar.xz"])

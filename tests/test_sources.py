@@ -4,6 +4,7 @@ import hashlib
 import io
 import multiprocessing
 import resource
+import shutil
 import socket
 import zipfile
 from collections.abc import Callable
@@ -21,6 +22,7 @@ def test_downloads_verifies_and_leaves_only_the_file(mirror: Mirror, tmp_path: P
     path = fetch(remote(mirror.url), tmp_path / "new" / "folder", allow=True)
     assert path.read_bytes() == BODY
     assert visible(path.parent) == ["set.bin"]
+    assert mirror.asked[0]["accept-encoding"] == "identity"  # packed on the way it would be other bytes
     fetch(remote(mirror.url), path.parent, allow=True)
     assert len(mirror.asked) == 1  # the second call finds it
 
@@ -87,6 +89,24 @@ def test_without_a_checksum_only_the_same_file_is_continued(mirror: Mirror, tmp_
     assert fetch(plain, tmp_path, allow=True).read_bytes() == BODY[::-1]
 
 
+def test_a_weak_validator_confirms_nothing(mirror: Mirror, tmp_path: Path) -> None:
+    """It stays the same for bytes that only mean the same."""
+    plain = remote(mirror.url, size=None, sha256=None)
+    mirror.etag, mirror.cuts = 'W/"one"', [300_000, 0, 0]
+    with pytest.raises(DatasetNotFoundError):
+        fetch(plain, tmp_path, allow=True)
+    mirror.body = BODY[::-1]
+    assert fetch(plain, tmp_path, allow=True).read_bytes() == BODY[::-1]
+
+
+def test_without_a_checksum_another_mirror_begins_anew(mirror: Mirror, tmp_path: Path) -> None:
+    mirror.etag, mirror.cuts = '"one"', [300_000, 0, 0]
+    plain = remote(mirror.url, mirror.url + "2", size=None, sha256=None)
+    assert fetch(plain, tmp_path, allow=True).read_bytes() == BODY
+    assert mirror.asked[1]["range"] == "bytes=300000-"
+    assert [asked.get("range") for asked in mirror.asked if asked["path"] == "/file2"] == [None]
+
+
 def test_redirects_are_followed_and_circles_refused(mirror: Mirror, tmp_path: Path) -> None:
     root = mirror.url.removesuffix("/file")
     assert fetch(remote(f"{root}/redirect"), tmp_path, allow=True).read_bytes() == BODY
@@ -116,9 +136,10 @@ def test_the_second_mirror_helps_and_continues(mirror: Mirror, tmp_path: Path) -
     assert mirror.asked[0]["range"] == "bytes=100000-"
 
 
-def test_server_errors_are_tried_again(mirror: Mirror, tmp_path: Path) -> None:
-    mirror.status = 503
-    with pytest.raises(DatasetNotFoundError, match="503 Service Unavailable, 0 bytes in; gave up after 3 attempts"):
+@pytest.mark.parametrize(("status", "said"), [(503, "503 Service Unavailable"), (429, "429 Too Many Requests")])
+def test_what_may_pass_is_tried_again(mirror: Mirror, tmp_path: Path, status: int, said: str) -> None:
+    mirror.status = status
+    with pytest.raises(DatasetNotFoundError, match=f"{said}, 0 bytes in; gave up after 3 attempts"):
         fetch(remote(mirror.url), tmp_path, allow=True)
     assert len(mirror.asked) == 3
 
@@ -187,6 +208,16 @@ def test_a_full_disk_names_itself_and_keeps_what_came(mirror: Mirror, tmp_path: 
 def test_too_little_room_is_seen_before(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"No room for big\.zip .*: 1000000000\.0 TB needed"):
         require_room(tmp_path, 10**21, "big.zip")
+
+
+def test_too_little_room_is_seen_before_a_byte_is_kept(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=599_999))
+    with pytest.raises(UserError, match=r"No room for set\.bin .*: 600 kB needed, 600 kB free"):
+        fetch(remote(mirror.url), tmp_path, allow=True)
+    assert visible(tmp_path) == []
 
 
 def test_a_place_that_cannot_be_written(mirror: Mirror, tmp_path: Path) -> None:
