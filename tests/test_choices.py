@@ -92,6 +92,17 @@ def test_sweep_checks_each_value_with_the_first_of_the_others():
     assert len(list(composer.points(command))) == 1 + 2 + 3 + 1
 
 
+@pytest.mark.parametrize(
+    "override",
+    ["trainer.devices=2", "trainer.devices=[0,1]", "trainer.devices=-1", "trainer.num_nodes=2", "trainer=ddp"],
+)
+def test_a_job_of_a_sweep_has_one_process(override):
+    (found,) = faults(*OWN, override, "seed=0,1", multirun=True)
+    assert " in a sweep (-m): Lightning starts the other processes by repeating the whole command" in found
+    assert faults(*OWN, override) == []
+    assert faults(*OWN, "trainer.devices=[1]", "seed=0,1", multirun=True) == []
+
+
 def test_globs_leave_hidden_options_out():
     (given,) = Composer("train", CONF).for_hydra(["data=glob(*)"])
     files = {file.stem for file in (CONF / "data").glob("*.yaml")}

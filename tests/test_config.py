@@ -175,6 +175,10 @@ FAULTS = [
         "data.val_fraction=0.9",
         "data.val_fraction=0.9 and data.test_fraction=0.15: together they must be below 1.",
     ),
+    (
+        "data.val_fraction=0.85",
+        "data.val_fraction=0.85 and data.test_fraction=0.15: together they must be below 1.",
+    ),
     ("data.root=", "data.root=: must not be empty; null means none."),
     ("data.nam=x", "data.nam=x: unknown argument of data source ImageFolder. Did you mean 'name'?"),
     ("data.name=[x]", "data.name=[x]: must be text or null."),
@@ -204,6 +208,10 @@ FAULTS = [
     (
         "trainer.max_epochs=-1",
         "trainer.max_epochs=-1: must be 1 or more: the learning rate falls to 0 at the last one.",
+    ),
+    *(
+        (f"trainer.{key}=0", f"trainer.{key}=0: must be 1 or more.")
+        for key in ("devices", "num_nodes", "accumulate_grad_batches")
     ),
     ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0: must be more than 0: these batches are learned"),
     ("trainer.limit_val_batches=0.0", "trainer.limit_val_batches=0: must be more than 0: these batches are what the"),
@@ -297,6 +305,9 @@ def test_keypoints(faults):
     )
     flip = (*own, "task.eye_corners=[0,1]", "task.augment.hflip=true")
     assert faults(*flip, "task.flip_index=[1,0,2]") == []
+    assert faults(*flip, "task.flip_index=[1,0,2]", "task.augment.vflip=true") == [
+        "task.augment.vflip=true: points have no order after a vertical flip; use false."
+    ]
     assert faults(*flip, "task.flip_index=[1,2,0]")[0].startswith("task.flip_index=[1,2,0]: must hold each number")
     assert faults(*own, "task.eye_corners=[0,1]", "data.fit=squash")[0].startswith("data.fit=squash: stretched")
     assert faults(*OWN, "data.fit=squash") == []

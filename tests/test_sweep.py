@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,28 @@ def test_a_sweep_that_was_killed_goes_on_where_it_stopped(command, tmp_path):
         result = json.loads(path.read_text())
         resumed[result["name"]] = result["resumed"]
     assert resumed == {"first": False, "kill": True, "last": False}
+
+
+def test_two_sweeps_that_meet_and_one_that_is_told_to_stop(command, tmp_path):
+    """What another process works on is not done here; SIGTERM ends a sweep, not just the job that it meets."""
+    full = [sys.executable, str(JOB), "-m", *OWN, "sweep.name=first", "name=slow,last"]
+    first = subprocess.Popen(full, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("outputs/runs/*/working")):
+            assert first.poll() is None, first.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        code, out, _ = command("sweep.name=second", "name=slow,other")
+        first.terminate()
+        _, err = first.communicate(timeout=120)
+    finally:
+        first.kill()
+    sweeps = tmp_path / "outputs" / "sweeps"
+    assert (code, states(sweeps / "second" / "1")) == (1, ["busy", "done"])
+    assert "#0 busy: train-slow-r16-s0-" in out
+    assert first.returncode == 143, err
+    assert states(sweeps / "first" / "1") == ["interrupted", "not started"]
 
 
 def test_joblib_spreads_the_jobs_over_processes(command, tmp_path):
