@@ -18,6 +18,7 @@ from datamodules.crop import crop_region, crop_resize
 from datamodules.decode import BrokenImageError, read_image
 from datamodules.hashes import content_hashes
 from datamodules.image_folder import ImageFolder
+from datamodules.pipeline import make_pixels
 from launch.errors import DataError, UserError
 from launch.files import sha256_file
 from tests.picture_files import noise, write_classes, write_picture
@@ -264,3 +265,20 @@ def test_what_could_not_be_read_once_is_read_again(tmp_path: Path) -> None:
     for source in (Failing(root), ImageFolder(root)):
         found = content_hashes(source, source.records(), tmp_path / "i.parquet")
     assert found == {f"a/{name}": sha256_file(root / "a" / name) for name in ("000.png", "001.png")}
+
+
+def test_sets_of_one_name_at_two_places_have_hashes_of_their_own(tmp_path: Path) -> None:
+    """Unpacked with the times of their archives, uncompressed pictures differ in nothing but their bytes."""
+    hashes = []
+    for seed, place in enumerate(("one", "other")):
+        root = tmp_path / place / "leaves"
+        for number in range(12):
+            file = root / "ab"[number % 2] / f"{number}.bmp"
+            write_picture(file, noise(100 * seed + number, 8, 8))
+            os.utime(file, ns=(10**18, 10**18))
+        made = make_pixels(
+            ImageFolder(root), "classification", target=None, classes=None, size="full", split=(0.2, 0.2),
+            split_seed=0, fit=None, image_size=8, cache_root=tmp_path / "cache",
+        )  # fmt: skip
+        hashes.append(list(made.prepared.table["hash"]))
+    assert set(hashes[0]).isdisjoint(hashes[1])

@@ -273,3 +273,14 @@ def test_rows_without_a_group_do_not_hang_together(root: Path) -> None:
     assert merge_groups(list(table["key"]), [table["group"]]) == [
         f"images/{number}.png" for number in (0, 0, *range(2, 6))
     ]
+
+
+def test_of_pictures_of_one_name_the_nearest_is_meant(tmp_path: Path) -> None:
+    """In ``image_dir``, else beside the CSV, else below the root."""
+    for seed, folder in enumerate(("pictures", "lists", ".")):
+        write_picture(tmp_path / folder / "0.png", noise(seed))
+    write(tmp_path, "file,label\n0.png,a\n", "lists/labels.csv")
+    for image_dir, key in (("pictures", "pictures/0.png"), (None, "lists/0.png"), ("elsewhere", "lists/0.png")):
+        assert list(ImageCsv(tmp_path, csv="lists/labels.csv", image_dir=image_dir).records().table["key"]) == [key]
+    (tmp_path / "lists" / "0.png").unlink()
+    assert list(ImageCsv(tmp_path, csv="lists/labels.csv").records().table["key"]) == ["0.png"]

@@ -148,3 +148,16 @@ def test_the_order_of_the_listing_does_not_matter(tmp_path: Path, monkeypatch: p
     forwards = UtkFace(root=tmp_path, crop="whole").records().table
     assert first.equals(backwards)
     assert first.equals(forwards)
+
+
+def test_the_crop_grows_with_its_factor(tmp_path: Path) -> None:
+    place = tmp_path / "UTKFace"
+    place.mkdir()
+    Image.fromarray(scene(400, 400, (100, 110, 200))).save(place / "20_0_0_20170110183726390.jpg.chip.jpg")
+    sides = []
+    for scale in (1.0, 1.2, 1.5):
+        (row,) = (
+            UtkFace(root=tmp_path, face_scale=scale, cache_root=tmp_path / "kept").records().table.to_dict("records")
+        )
+        sides.append(row["right"] - row["left"])
+    assert np.array(sides) / sides[0] == pytest.approx([1, 1.2, 1.5])
