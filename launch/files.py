@@ -93,7 +93,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     An earlier folder of that name is kept until the new one is whole; of several writers at once the last one's stays.
     Errors of the block that have nothing to do with writing (an input that cannot be read) pass through unchanged;
-    nothing is left behind either way. A process that is killed cannot tidy up: the next writer does, a day later.
+    nothing is left behind either way. A process that is killed cannot tidy up: the next writer puts back the folder
+    that it had moved away, and clears what it had begun a day later.
 
     Raises:
         UserError: writing failed (read-only, disk full).
@@ -106,6 +107,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             with contextlib.suppress(FileNotFoundError):  # its writer has just ended
                 if left.is_dir() and time.time() - left.stat().st_mtime > STALE:
                     shutil.rmtree(left, ignore_errors=True)
+        for left in path.parent.glob(f".{glob.escape(path.name[:80])}.*.old"):
+            if path.exists():  # the new one is in place
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                with contextlib.suppress(FileNotFoundError):  # another writer was faster
+                    left.replace(path)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent))
         temporary.chmod(0o777 & ~_UMASK)
     except OSError as error:

@@ -105,6 +105,20 @@ def test_what_a_killed_writer_left_goes_a_day_later(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".model[1].young.tmp", ".other.old.tmp", "model[1]"]
 
 
+def test_a_folder_that_a_killed_writer_had_moved_away_is_put_back(tmp_path):
+    moved = tmp_path / ".model.abc.old"
+    moved.mkdir()
+    (moved / "weights").write_text("old")
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "model"):
+        raise KeyError
+    assert (tmp_path / "model" / "weights").read_text() == "old"
+    (tmp_path / ".model.def.old").mkdir()  # killed while it cleared what it had replaced
+    with atomic_folder(tmp_path / "model") as folder:
+        (folder / "weights").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "weights").read_text() == "new"
+
+
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     require_replaceable(tmp_path / "new", "card.json", "recipe")
     (tmp_path / "empty").mkdir()
