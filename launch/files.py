@@ -17,6 +17,7 @@ from typing import Any
 
 from launch.errors import UserError
 
+_DRAWN = "?" * 8  # what mkdtemp puts into a name
 STALE = 24 * 3600  # seconds after which an unfinished folder is a killed process's: writing one takes minutes
 
 _UMASK = os.umask(0o022)  # it can only be read by setting it, which is not safe later, with threads
@@ -103,17 +104,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         path = path.resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{glob.escape(path.name[:80])}.*.tmp"):
+        for left in path.parent.glob(f"{glob.escape(_hidden(path))}{_DRAWN}.tmp"):
             with contextlib.suppress(FileNotFoundError):  # its writer has just ended
                 if left.is_dir() and time.time() - left.stat().st_mtime > STALE:
                     shutil.rmtree(left, ignore_errors=True)
-        for left in path.parent.glob(f".{glob.escape(path.name[:80])}.*.old"):
+        for left in path.parent.glob(f"{glob.escape(_hidden(path))}{_DRAWN}.old"):
             if path.exists():  # the new one is in place
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 with contextlib.suppress(FileNotFoundError):  # another writer was faster
                     left.replace(path)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:80]}.", suffix=".tmp", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=_hidden(path), suffix=".tmp", dir=path.parent))
         temporary.chmod(0o777 & ~_UMASK)
     except OSError as error:
         raise cannot_write(error, path) from error
@@ -133,6 +134,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _hidden(path: Path) -> str:
+    """How the names of its temporary siblings begin, and no other folder's: what is left of them is its own."""
+    name = (
+        path.name if len(path.name) <= 80 else f"{path.name[:63]}-{hashlib.sha256(path.name.encode()).hexdigest()[:16]}"
+    )
+    return f".{name}."
 
 
 def require_replaceable(path: Path, card: str, key: str, ours: Sequence[str] = ("*",)) -> None:

@@ -94,7 +94,9 @@ def test_atomic_folder_replaces_as_a_whole(tmp_path):
 
 
 def test_what_a_killed_writer_left_goes_a_day_later(tmp_path):
-    left = {name: tmp_path / name for name in (".model[1].old.tmp", ".model[1].young.tmp", ".other.old.tmp")}
+    left = {
+        name: tmp_path / name for name in (".model[1].old_abcd.tmp", ".model[1].youngabc.tmp", ".other.old_abcd.tmp")
+    }
     for name, folder in left.items():
         folder.mkdir()
         (folder / "weights").write_text("x")
@@ -102,21 +104,45 @@ def test_what_a_killed_writer_left_goes_a_day_later(tmp_path):
         os.utime(folder, (time.time() - age,) * 2)
     with atomic_folder(tmp_path / "model[1]") as folder:
         (folder / "weights").write_text("y")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".model[1].young.tmp", ".other.old.tmp", "model[1]"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".model[1].youngabc.tmp",
+        ".other.old_abcd.tmp",
+        "model[1]",
+    ]
 
 
 def test_a_folder_that_a_killed_writer_had_moved_away_is_put_back(tmp_path):
-    moved = tmp_path / ".model.abc.old"
+    moved = tmp_path / ".model.abcdefg1.old"
     moved.mkdir()
     (moved / "weights").write_text("old")
     with pytest.raises(KeyError), atomic_folder(tmp_path / "model"):
         raise KeyError
     assert (tmp_path / "model" / "weights").read_text() == "old"
-    (tmp_path / ".model.def.old").mkdir()  # killed while it cleared what it had replaced
+    (tmp_path / ".model.d_efgh12.old").mkdir()  # killed while it cleared what it had replaced
     with atomic_folder(tmp_path / "model") as folder:
         (folder / "weights").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (tmp_path / "model" / "weights").read_text() == "new"
+
+
+@pytest.mark.parametrize(("own", "other"), [("model", "model.v2"), ("a" * 99 + "1", "a" * 99 + "2")])
+def test_what_a_killed_writer_of_another_folder_moved_away_stays(tmp_path, monkeypatch, own, other):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / other).mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr("launch.files._take_place", lambda new, path, old: path.replace(old) and killed())
+        with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / other):
+            pass
+    (moved,) = tmp_path.iterdir()
+    for _ in range(2):
+        with atomic_folder(tmp_path / own) as folder:
+            (folder / "weights").write_text("own")
+    assert sorted(tmp_path.iterdir()) == sorted([moved, tmp_path / own])
+    with pytest.raises(KeyError), atomic_folder(tmp_path / other):
+        raise KeyError
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / own, tmp_path / other])
 
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):
