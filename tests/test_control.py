@@ -16,8 +16,6 @@ from tests.browser import chromium
 from tests.merge_runs import command, merge_here
 from tests.report_rows import merge_rows, write_csv
 
-READOUTS = ("linear", "deep", "head")
-
 
 def test_rows_tell_what_the_same_readouts_score_on_the_bare_backbone(outputs: Path) -> None:
     given = command(outputs, "tasks=[leaves,level]", "realign=[none,linear,deep,head]", "images=24", "save=false")
@@ -55,14 +53,9 @@ def test_the_table_with_all_columns_fits_into_80(
     monkeypatch.setenv("COLUMNS", "80")
     given = ["merge=average", "tasks=[leaves,level]", "realign=[none,deep]", "images=24", "save=false"]
     result, _ = merge_here(command(outputs, *given))
-    longest = {
-        "task": "age_regression",
-        "metric": "macro_f1",
-        "score": 0.12345,
-        "single": 0.12345,
-        "head_only": 0.12345,
-    }
-    show([*result["rows"], result["rows"][-1] | longest | {"control": 0.12345}])
+    longest = {"task": "age_regression", "metric": "macro_f1"}
+    longest |= dict.fromkeys(("score", "single", "head_only", "control"), 0.12345)
+    show([*result["rows"], result["rows"][-1] | longest])
     own, _, long = capsys.readouterr().out.partition("age_regression")
     assert long.split()[:6] == ["deep", "macro_f1", "0.1235", "0.1235", "0.1235", "0.1235"]
     lines = own.splitlines()
@@ -101,7 +94,7 @@ def test_a_report_has_the_control_as_rows_of_its_own(tmp_path: Path) -> None:
 def test_figures_name_controls_after_all_merges(tmp_path: Path) -> None:
     rows = [row | {"control": row["single"] / 2, "realign": "deep"} for row in merge_rows(40, methods={"ties": 0.1})]
     rows += [row for name in ("svd", "cat") for row in merge_rows(40, methods={name: 0.1})]
-    write_csv(tmp_path / "rows.csv", [{**dict.fromkeys(("control",)), **row} for row in rows])
+    write_csv(tmp_path / "rows.csv", [{"control": None} | row for row in rows])
     found = collect([tmp_path])
     wanted = ["cat", "svd", "ties + deep", "frozen + deep"]
     assert methods(found.merges) == wanted
