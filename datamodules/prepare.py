@@ -84,10 +84,12 @@ def prepare_table(
     if "split" in table:
         table["split"] = [split_name(word) if isinstance(word, str) else None for word in table["split"]]
 
-    table, names = _set_target(table, kind, _target_column(table, kind, target), classes, records.classes, dropped)
-    table = _drop_leaks(table, dropped)
+    # Before anything is dropped: two examples that a dropped one links belong together without it.
     links = [table[column] for column in ("group", "file", "hash") if column in table]
     table["group"] = merge_groups(list(table["key"]), links)
+    table, names = _set_target(table, kind, _target_column(table, kind, target), classes, records.classes, dropped)
+    table = _drop_leaks(table, dropped)
+    table["group"] = merge_groups(list(table["key"]), [table["group"]])  # named by those that are left
     notes += _conflicts(table, kind)
     table = _downsample(table, kind, size, split_seed, dropped)
     official = list(table["split"]) if "split" in table else None

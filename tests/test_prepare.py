@@ -78,6 +78,25 @@ def test_linked_examples_never_straddle() -> None:
             assert place[keys].nunique() == 1
 
 
+@pytest.mark.parametrize("linking", ["of a class that is not learned", "a copy of a test picture"])
+def test_what_a_dropped_example_links_stays_together(linking: str) -> None:
+    records = labelled({"a": 40, "b": 40})
+    table = records.table.copy()
+    table["group"] = [f"p{row}" for row in range(80)]
+    hashes = {key: key for key in table["key"]}
+    first, between, last = table["key"][5], table["key"][6], table["key"][7]
+    table.loc[6, "group"] = "p5"  # the same person as the first, the same picture as the last
+    hashes[between] = hashes[last]
+    classes = None
+    if linking == "of a class that is not learned":
+        table.loc[6, "label"], classes = "c", ["a", "b"]
+    else:
+        table["split"] = ["test" if row == 7 or row > 70 else "train" for row in range(80)]
+    left = prepare(Records(table), classes=classes, hashes=hashes).table.set_index("key")
+    assert between not in left.index
+    assert left["group"][first] == left["group"][last] == first
+
+
 def test_merge_groups_names_a_group_by_its_smallest_key() -> None:
     keys = ["d", "a", "c", "b", "e"]
     groups = merge_groups(keys, [["x", None, "x", None, None], [1, float("nan"), 2, 2, float("nan")]])
