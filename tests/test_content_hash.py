@@ -1,6 +1,7 @@
 """What makes another run: every key of a config but those that are named here."""
 
 import copy
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,3 +75,14 @@ def test_of_a_joint_training() -> None:
 )
 def test_of_a_merge(sets: str, more: set[str]) -> None:
     assert without_effect("merge", MergeConfig, [sets]) == EVERYWHERE | {"device"} | more
+
+
+def test_the_order_of_joined_classes_makes_another_run() -> None:
+    """It is the order of the head's outputs; that of a mapping's keys elsewhere decides nothing."""
+    one, other = (
+        {"data": {"classes": dict(pairs)}} for pairs in itertools.permutations({"a": ["x"], "b": ["y"]}.items())
+    )
+    assert content_hash("train", one) != content_hash("train", other)
+    joint = [{"members": {"one": config}} for config in (one, other)]
+    assert content_hash("train", joint[0]) != content_hash("train", joint[1])
+    assert content_hash("train", {"a": 1, "b": 2}) == content_hash("train", {"b": 2, "a": 1})
