@@ -18,7 +18,7 @@ import pandas as pd
 from datamodules.base import BOX, Source
 from datamodules.crop import Box, Fit, crop_region, crop_resize, to_crop
 from datamodules.decode import MAX_PIXELS, BrokenImageError
-from datamodules.hashes import cpu_count
+from datamodules.hashes import UNREADABLE, cpu_count
 from datamodules.locks import locked
 from datamodules.ordered import in_order
 from datamodules.sources import human_bytes
@@ -90,7 +90,7 @@ def open_or_build(
     Args:
         folder: see ``cache_folder``.
         source: reads the pictures.
-        table: of ``Prepared``: key, file and box if any; with ``points`` also target (K, 2) in picture
+        table: of ``Prepared``: key, file, box and hash if any; with ``points`` also target (K, 2) in picture
             pixels.
         size: side S in pixels.
         fit: see ``crop_region``.
@@ -99,7 +99,7 @@ def open_or_build(
         max_broken: fraction of the table.
 
     Raises:
-        DataError: too many broken pictures, or not enough room on the disk.
+        DataError: too many broken pictures, one that is another than was hashed, or not enough room on the disk.
         UserError: the folder cannot be written.
     """
     cache = _try_open(folder)
@@ -160,7 +160,7 @@ def _build(
     keys: list[str] = []
     broken: dict[str, str] = {}
     carried: list[np.ndarray] = []
-    columns = [name for name in ("key", "file", *BOX) if name in table] + (["target"] if points else [])
+    columns = [name for name in ("key", "file", *BOX, "hash") if name in table] + (["target"] if points else [])
     with atomic_folder(folder) as temporary:
         with (temporary / "pixels.npy").open("wb") as file:
             file.write(_header(shape))
@@ -203,6 +203,22 @@ def _header(shape: tuple[int, ...]) -> bytes:
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"
 
 
+def _check_unchanged(source: Source, row: dict[str, Any], error: BrokenImageError) -> None:
+    """Refuses to leave out for good what was whole when it was hashed: the table's fingerprint tells of it."""
+    known = row.get("hash", UNREADABLE)
+    if known.startswith(UNREADABLE):
+        return
+    try:
+        found = source.digest(row)
+    except OSError as fault:
+        found = str(fault)
+    if found != known:
+        raise DataError(
+            f"{source.name}: {row['key']} was changed or could no longer be read while pixels were cached ({error}). "
+            "Run the same command again; the disk or network that it is read from may be failing."
+        )
+
+
 Rendered = tuple[str, np.ndarray | None, np.ndarray | None, str]
 
 
@@ -219,6 +235,7 @@ def _render_all(
         try:
             return source.read(row, max_pixels, side)
         except BrokenImageError as error:
+            _check_unchanged(source, row, error)
             return str(error)
 
     def render(row: dict[str, Any], picture: np.ndarray | str | None) -> Rendered:

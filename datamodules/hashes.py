@@ -18,6 +18,7 @@ from launch.files import atomic_write
 from launch.progress import track
 
 log = logging.getLogger(__name__)
+UNREADABLE = "unreadable:"  # begins what stands for the hash of a picture that has none
 _BATCH = 4096
 _GONE = (-1, -1)  # the stamp of a file that cannot be looked at or read: its hash is not kept
 
@@ -60,7 +61,7 @@ def content_hashes(source: Source, records: Records, index: Path) -> dict[str, s
     if missing:
         found = _compute(source, missing, row)
         for unit, digest in track(found, f"Reading {source.name} for duplicates", len(missing)):
-            known[unit] = (*_GONE, f"unreadable:{unit}") if digest is None else (*known[unit][:2], digest)
+            known[unit] = (*_GONE, UNREADABLE + unit) if digest is None else (*known[unit][:2], digest)
         _save(index, known)
     return {key: known[name][2] for key, name in zip(keys, names, strict=True)}
 

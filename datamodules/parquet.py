@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datamodules.decode import MAX_PIXELS, BrokenImageError, read_image
+from datamodules.hashes import UNREADABLE
 from datamodules.splits import split_name
 from launch.errors import DataError
 
@@ -157,7 +158,7 @@ class ParquetPictures:
         try:
             return hashlib.sha256(self.encoded(key)).hexdigest()
         except BrokenImageError:
-            return f"unreadable:{key}"
+            return UNREADABLE + key
 
     def stamp(self, key: str) -> tuple[int, int]:
         """Size and mtime of the parquet file."""

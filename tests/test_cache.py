@@ -222,6 +222,30 @@ def test_hashes_are_kept_until_a_file_changes(tmp_path: Path, monkeypatch: pytes
     assert content_hashes(source, source.records(), tmp_path / "i.parquet") == second
 
 
+@pytest.mark.parametrize("fault", ["changed", "away", "torn all along"])
+def test_only_what_could_never_be_read_is_left_out(tmp_path: Path, fault: str) -> None:
+    """The fingerprint tells of the other: left out, it would be missing for good, on this machine alone."""
+    source = ImageFolder(write_classes(tmp_path / "d", {"a": 12, "b": 12}))
+    picture = source.root / "a" / "003.png"
+    torn = picture.read_bytes()[:60]
+    if fault == "torn all along":
+        picture.write_bytes(torn)
+    table = source.records().table
+    hashes = content_hashes(source, source.records(), tmp_path / "i.parquet")
+    table["hash"] = [hashes[key] for key in table["key"]]
+    if fault == "changed":
+        picture.write_bytes(torn)
+    elif fault == "away":
+        picture.unlink()
+    options = {"size": 8, "fit": "crop", "points": False}
+    if fault == "torn all along":
+        assert set(open_or_build(tmp_path / "c", source, table, **options).broken) == {"a/003.png"}
+        return
+    with pytest.raises(DataError, match=r"a/003.png was changed or could no longer be read .* Run the same command"):
+        open_or_build(tmp_path / "c", source, table, **options)
+    assert not (tmp_path / "c").exists()
+
+
 def test_unreadable_files_are_no_duplicates_of_each_other(tmp_path: Path) -> None:
     source = ImageFolder(write_classes(tmp_path / "d", {"a": 2, "b": 2}))
     records = source.records()
