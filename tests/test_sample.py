@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from datamodules.sample.aerial import CLASSES, _country, _window, write_firerisk
+from datamodules.sample.aerial import CLASSES, SIDE, _country, _window, write_firerisk
 from datamodules.sample.galaxies import OFFICIAL_COUNTS, write_galaxy10
 from datamodules.sample.galaxy_model import draw_galaxy
 from datamodules.sample.pool import generator
@@ -17,6 +17,11 @@ def _picture(path: Path) -> np.ndarray:
     image = cv2.imread(str(path))
     assert image is not None
     return image
+
+
+@pytest.fixture(scope="module")
+def firerisk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_firerisk(tmp_path_factory.mktemp("firerisk"), 63, seed=1)
 
 
 def test_galaxy10_has_the_published_keys_proportions_and_defects(tmp_path: Path) -> None:
@@ -60,9 +65,8 @@ def test_galaxy_shapes_are_those_of_their_class(kind: int, low: float, high: flo
     assert low <= np.median(ratios) <= high
 
 
-def test_firerisk_tree_codes_coordinates_and_splits(tmp_path: Path) -> None:
-    root = write_firerisk(tmp_path, 63, seed=1)
-    files = sorted((root / "FireRisk").rglob("*.png"))
+def test_firerisk_tree_codes_coordinates_and_splits(firerisk: Path) -> None:
+    files = sorted((firerisk / "FireRisk").rglob("*.png"))
     assert len(files) == 63
     code_of = {name: code for name, code, _, _ in CLASSES}
     spots: dict[Path, tuple[float, float]] = {}
@@ -96,3 +100,57 @@ def test_neighbouring_tiles_share_one_terrain() -> None:
     east = _window(country.cover, 0, 1)
     assert np.abs(west[:, -1] - east[:, 0]).max() < 0.1
     assert np.abs(west[:, 0] - east[:, 0]).max() > 0.5
+
+
+def test_tiles_are_at_the_coordinates_of_their_names(firerisk: Path) -> None:
+    files = sorted((firerisk / "FireRisk").rglob("*.png"), key=lambda file: file.name)
+    spots = np.array([file.stem.split("_")[2:] for file in files], float)
+    longitude, latitude = spots.T
+    assert ((longitude > -125) & (longitude < -66)).all()
+    assert ((latitude > 24) & (latitude < 49)).all()
+    # Tiles are drawn block by block, each as three rows of three, and a pixel is a metre.
+    metres = spots * 110_540 * np.stack([np.cos(np.radians(latitude)), np.ones(63)], axis=1)
+    blocks = metres.reshape(-1, 3, 3, 2)
+    assert np.abs(np.diff(blocks, axis=2) - [SIDE, 0]).max() < 2  # eastwards
+    assert np.abs(np.diff(blocks[..., 1], axis=1) + SIDE).max() < 2  # southwards
+    assert np.abs(np.diff(blocks[:, 0, 0, 1])).min() > 10 * SIDE
+
+
+def test_about_a_quarter_of_the_tiles_is_held_out(firerisk: Path) -> None:
+    held_out = len(list((firerisk / "FireRisk" / "val").rglob("*.png")))
+    assert 0.19 < held_out / 63 < 0.28
+
+
+def test_only_tiles_of_water_are_bluer_than_they_are_red(firerisk: Path) -> None:
+    blueness: dict[str, list[float]] = {name: [] for name, *_ in CLASSES}
+    for file in (firerisk / "FireRisk").rglob("*.png"):
+        blue, _, red = _picture(file).mean(axis=(0, 1))
+        blueness[file.parent.name].append(blue - red)
+    assert np.median(blueness.pop("Water")) > 0
+    assert max(max(values) for values in blueness.values()) < 0
+
+
+def test_firerisk_depends_on_the_seed_only_and_repeats_no_tile(tmp_path: Path) -> None:
+    def tiles(name: str, seed: int) -> dict[str, bytes]:
+        root = write_firerisk(tmp_path / name, 4, seed=seed)
+        return {file.relative_to(root).as_posix(): file.read_bytes() for file in root.rglob("*.png")}
+
+    first, other = tiles("a", 2), tiles("c", 3)
+    assert first == tiles("b", 2)
+    assert len({*first.values(), *other.values()}) == 8
+    assert not set(first) & set(other)
+    grey = [_picture(tmp_path / "a" / name).mean(axis=2).ravel() for name in first]
+    assert np.triu(np.corrcoef(grey), 1).max() < 0.2  # nor do plants stand in the same places
+
+
+def test_every_block_of_every_seed_is_a_country_of_its_own() -> None:
+    countries = [_country(seed, block) for seed in (0, 1) for block in (0, 1)]
+    assert len({country.relief.tobytes() for country in countries}) == 4
+    assert len({country.heading for country in countries}) == 4
+
+
+def test_tiles_to_the_south_share_the_terrain_too() -> None:
+    country = _country(0, 5)
+    north, south = _window(country.relief, 0, 1), _window(country.relief, 1, 1)
+    assert np.abs(north[-1] - south[0]).max() < 0.1
+    assert np.abs(north[0] - south[0]).max() > 0.5
