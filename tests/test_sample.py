@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from datamodules.sample.aerial import CLASSES, SIDE, _country, _window, write_firerisk
-from datamodules.sample.galaxies import OFFICIAL_COUNTS, write_galaxy10
+from datamodules.sample.galaxies import OFFICIAL_COUNTS, _tables, write_galaxy10
 from datamodules.sample.galaxy_model import draw_galaxy
 from datamodules.sample.pool import generator
 
@@ -17,6 +17,20 @@ def _picture(path: Path) -> np.ndarray:
     image = cv2.imread(str(path))
     assert image is not None
     return image
+
+
+def _axes(image: np.ndarray) -> tuple[float, float]:
+    """How round the light in the middle is, and how thick its middle is beside its ends."""
+    edge = len(image) // 6
+    grey = image.astype(float).mean(axis=2)[edge:-edge, edge:-edge]
+    light = np.clip(grey - np.percentile(grey, 70) - 12, 0, None) + 1e-9
+    y, x = np.mgrid[: len(grey), : len(grey)] - (len(grey) - 1) / 2
+    moments = np.cov(np.stack([x.ravel(), y.ravel()]), aweights=light.ravel())
+    (small, large), axes = np.linalg.eigh(moments)
+    across, along = axes[0, 0] * x + axes[1, 0] * y, np.abs(axes[0, 1] * x + axes[1, 1] * y) / np.sqrt(large)
+    middle, ends = light * (along < 0.4), light * (along > 1)
+    thickness = [np.sqrt((part * across**2).sum() / part.sum()) for part in (middle, ends)]
+    return float(np.sqrt(small / large)), float(thickness[0] / thickness[1])
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +66,46 @@ def test_galaxy10_bytes_depend_on_the_seed_only(tmp_path: Path) -> None:
     assert write_galaxy10(tmp_path / "c", 24, seed=4, size=32).read_bytes() != one
 
 
-@pytest.mark.parametrize(("kind", "low", "high"), [(2, 0.7, 1.0), (4, 0.0, 0.66), (8, 0.0, 0.5)])
+@pytest.mark.parametrize(
+    ("kind", "low", "high"), [(2, 0.8, 1.0), (3, 0.55, 0.8), (4, 0.0, 0.5), (8, 0.0, 0.5), (9, 0.0, 0.6)]
+)
 def test_galaxy_shapes_are_those_of_their_class(kind: int, low: float, high: float) -> None:
-    ratios = []
-    for number in range(12):
-        image = draw_galaxy(kind, generator(0, 99, number), 96).astype(float).mean(axis=2)[16:80, 16:80]
-        light = np.clip(image - np.percentile(image, 70) - 12, 0, None)
-        y, x = np.mgrid[:64, :64] - 31.5
-        moments = np.cov(np.stack([x.ravel(), y.ravel()]), aweights=light.ravel() + 1e-9)
-        small, large = np.linalg.eigvalsh(moments)
-        ratios.append(np.sqrt(small / large))
+    ratios = [_axes(draw_galaxy(kind, generator(0, 99, number), 96))[0] for number in range(12)]
     assert low <= np.median(ratios) <= high
+
+
+def test_an_edge_on_galaxy_has_a_bulge_only_when_its_class_says_so() -> None:
+    flat, bulged = (
+        np.median([_axes(draw_galaxy(kind, generator(0, 99, number), 96))[1] for number in range(12)])
+        for kind in (8, 9)
+    )
+    assert flat < 0.65 < bulged
+
+
+def test_old_stars_are_red_and_spiral_arms_are_blue() -> None:
+    def redness(kind: int) -> float:
+        middles = [draw_galaxy(kind, generator(0, 99, number), 96)[36:60, 36:60] for number in range(8)]
+        red, _, blue = np.mean(middles, axis=(0, 1, 2))
+        return float(red - blue)
+
+    assert redness(2) > 20
+    assert redness(7) < redness(2) - 20
+
+
+def test_galaxy10_answers_are_of_the_pictures_beside_them(tmp_path: Path) -> None:
+    with h5py.File(write_galaxy10(tmp_path, 80, seed=2, size=64)) as file:
+        images, answers = file["images"][:], file["ans"][:]
+    shown = {kind: np.median([_axes(image)[0] for image in images[answers == kind]]) for kind in (2, 3, 8)}
+    assert shown[8] < 0.55 < shown[3] < 0.8 < shown[2]
+
+
+def test_repeats_in_galaxy10_disagree_every_other_time_and_three_rows_are_constant() -> None:
+    table, origin, blank = _tables(4000, seed=0)
+    repeats = np.flatnonzero(origin != np.arange(4000))
+    assert len(repeats) == 14
+    assert (table["ans"][repeats] == table["ans"][origin[repeats]]).sum() in range(7, 11)  # some agree by chance
+    assert len(blank) == 3
+    assert not set(blank) & {*repeats, *origin[repeats]}
 
 
 def test_firerisk_tree_codes_coordinates_and_splits(firerisk: Path) -> None:
