@@ -257,6 +257,18 @@ def test_a_set_is_drawn_once_for_each_count_and_seed(tmp_path: Path) -> None:
     assert (root / "Galaxy10_DECals.h5").read_bytes() == first
 
 
+def test_a_set_is_drawn_anew_for_another_count_and_by_other_drawing_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    monkeypatch.setitem(drawn.WRITERS, "wflw", lambda folder, count, seed, workers: counts.append(count))
+    for count in (20, 20, 30):
+        draw_set("wflw", tmp_path / "wflw", count, seed=0, workers=1)
+    assert counts == [20, 30]
+    monkeypatch.setattr(drawn, "_code", lambda: "of the next version")
+    assert draw_set("wflw", tmp_path / "wflw", 30, seed=0, workers=1)
+
+
 def test_a_drawing_that_is_interrupted_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "wflw"
     draw_set("wflw", root, 20, seed=0, workers=1)
