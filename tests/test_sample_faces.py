@@ -130,41 +130,6 @@ def test_contour_follows_the_visible_outline_of_a_turned_head() -> None:
         assert np.sign(points[54, 0] - inner_eye[0]) == np.sign(yaw)
 
 
-def test_expressions_move_the_points_that_they_are_named_for() -> None:
-    """Against the same person at rest, in units of the distance between the eyes; y grows downwards."""
-
-    def at(expression: str, number: int) -> np.ndarray:
-        kind = EXPRESSIONS.index(expression)
-        return shape(random_face(generator(11, number), age=30, race=0, expression=kind, strength=(1, 1)))
-
-    def lower(expression: str, points: list[int]) -> float:
-        moved = [at(expression, number)[points, 1] - at("neutral", number)[points, 1] for number in range(12)]
-        return float(np.median(moved))
-
-    corners, brows, chin = [76, 82], [37, 38, 42, 50], [16]
-    assert lower("happy", corners) < -0.05 < 0.05 < lower("sad", corners)
-    assert lower("surprise", brows) < -0.08 < 0.08 < lower("angry", brows)
-    assert lower("surprise", chin) > lower("happy", chin) + 0.05
-
-
-def test_age_shows_in_the_picture() -> None:
-    """Wrinkles of the forehead, and the short face of a child."""
-
-    def drawn(age: float, number: int) -> tuple[float, float]:
-        rng = generator(13, number)
-        face = random_face(rng, age=age, race=0, expression=6, strength=(0, 0), yaw=0, pitch=0, roll=0)
-        face = replace(face, glasses="none", light=np.array([0.0, -0.2, 1.0]), exposure=1.0, make_up=0.0, fringe=0.0)
-        image = np.full((300, 300, 3), GREY, np.float32)
-        points = draw_face(image, face, (150, 160), 100.0, rng)
-        x, y = np.round(points[[60, 72]].mean(axis=0)).astype(int)
-        forehead = image[y - 62 : y - 30, x - 30 : x + 30].mean(axis=2)
-        return float(np.abs(np.diff(forehead, axis=0)).mean()), float(points[16, 1] - y)
-
-    child, adult, old = (np.median([drawn(age, number) for number in range(5)], axis=0) for age in (6.0, 28.0, 80.0))
-    assert old[0] > 2 * adult[0]
-    assert child[1] < 0.93 * adult[1]
-
-
 def test_utkface_names_sizes_odd_names_and_copies(utkface: Path) -> None:
     files = sorted((utkface / "UTKFace").iterdir())
     names = {file.name for file in files}
