@@ -55,7 +55,7 @@ def prepare_table(
     split_seed: int,
     hashes: Mapping[str, str],
 ) -> Prepared:
-    """Class mapping, missing targets, duplicates, downsampling, split and fingerprint, in this order.
+    """Groups, class mapping, missing targets, duplicates, downsampling, split and fingerprint, in this order.
 
     Args:
         records: what the source tells.

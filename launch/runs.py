@@ -104,10 +104,11 @@ def content_hash(what: str, config: dict[str, Any], inputs: Mapping[str, str] | 
             if isinstance(node, dict):
                 node.pop(last, None)
         data = part.get("data")
-        if isinstance(data, dict) and isinstance(data.get("root"), str):
-            data["root"] = os.path.normpath(data["root"])  # ./x and x/ are one folder
-        if isinstance(data, dict) and isinstance(data.get("classes"), dict):
-            data["classes"] = list(data["classes"].items())  # their order is that of the head's outputs
+        if isinstance(data, dict):
+            if isinstance(data.get("root"), str):
+                data["root"] = os.path.normpath(data["root"])  # ./x and x/ are one folder
+            if isinstance(data.get("classes"), dict):
+                data["classes"] = list(data["classes"].items())  # their order is that of the head's outputs
         lora = part.get("lora")
         if isinstance(lora, dict) and isinstance(lora.get("targets"), list):
             lora["targets"] = sorted(lora["targets"])  # adapters are drawn in the backbone's order

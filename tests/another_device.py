@@ -1,9 +1,11 @@
 """A GPU as far as a machine without one has it: tensors that lie on another device and compute on the processor."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -11,6 +13,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from merging.answers import answer
 
 # The only device type that needs neither a driver nor a build of its own. Nothing else here has tensors without data.
 THERE = torch.device("meta")
@@ -97,19 +101,13 @@ class _Autocast(torch.autocast):
 
 
 @contextmanager
-def another_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+def another_device() -> Iterator[torch.device]:
     """What computes inside may move tensors to the device that this gives; mixing both raises as CUDA would.
 
-    ``device=auto`` chooses it, and Lightning trains on it. It has no autocast: all is float32.
+    Whatever ``device`` says, merges and predictions choose it, and Lightning trains on it. It has no autocast (all is
+    float32) and no inference mode, in which torch cannot make views of wrapped tensors.
     """
-    import lightning as L
-
-    enabled, dtype, tensor, trainer = (
-        torch.is_autocast_enabled,
-        torch.get_autocast_dtype,
-        torch.tensor,
-        L.Trainer,
-    )
+    tensor, trainer = torch.tensor, L.Trainer
 
     def named(ask: Callable[[str], Any]) -> Callable[[str], Any]:
         return lambda kind: ask("cpu" if kind == THERE.type else kind)
@@ -121,21 +119,20 @@ def another_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     def train(**given: Any) -> L.Trainer:
         left = {key: value for key, value in given.items() if key not in ("accelerator", "devices", "strategy")}
         strategy = SingleDeviceStrategy(THERE, accelerator=_Accelerator())
-        # torch cannot make views of wrapped tensors in inference mode
         return trainer(**left, strategy=strategy, inference_mode=False)
 
-    for module in ("merging.run", "merging.predicting"):
-        monkeypatch.setattr(f"{module}.chosen_device", lambda name: THERE)
-    monkeypatch.setattr(torch, "autocast", _Autocast)
-    monkeypatch.setattr(torch, "is_autocast_enabled", named(enabled))
-    monkeypatch.setattr(torch, "get_autocast_dtype", named(dtype))
-    monkeypatch.setattr(torch, "tensor", make)
-    monkeypatch.setattr(L, "Trainer", train)
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)  # a parameter cannot hold another kind of tensor
     try:
-        with _OnAnotherDevice():
+        with pytest.MonkeyPatch.context() as patch, _OnAnotherDevice():
+            for module in ("merging.run", "merging.predicting"):
+                patch.setattr(f"{module}.chosen_device", lambda name: THERE)
+            patch.setattr("merging.predicting.answer", torch.no_grad()(inspect.unwrap(answer)))
+            patch.setattr(torch, "autocast", _Autocast)
+            patch.setattr(torch, "is_autocast_enabled", named(torch.is_autocast_enabled))
+            patch.setattr(torch, "get_autocast_dtype", named(torch.get_autocast_dtype))
+            patch.setattr(torch, "tensor", make)
+            patch.setattr(L, "Trainer", train)
             yield THERE
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)
-        monkeypatch.undo()
