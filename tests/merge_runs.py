@@ -1,7 +1,5 @@
 """Two or three adapters of a tiny backbone, trained for a moment on drawn pictures, and merges of them."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ from launch.config import first_config
 from launch.merge_schema import MergeConfig
 from launch.runs import Run, describe_run, prepare
 from merging.workbench import Workbench
-from tests.runs import ROOT, draw_folder, draw_points, overrides, train_here
+from tests.runs import draw_folder, draw_points, overrides, train_here
 
 
 def train_members(tmp_path: Path, *more: str) -> Path:
@@ -55,12 +53,6 @@ def merge_here(arguments: list[str]) -> tuple[dict[str, Any], Run]:
     run = describe_run("merge", config.title, config.model_dump(mode="json", by_alias=True))
     prepare(run)
     return merge(config, run, find_bundles(config)), run
-
-
-def merge_process(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """``python merge.py ...`` to its end."""
-    command = [sys.executable, str(ROOT / "merge.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
 
 
 def command(outputs: Path, *more: str) -> list[str]:

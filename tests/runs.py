@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,6 @@ from launch.schema import JointConfig, TrainConfig
 from lightning_modules.backbone import create_backbone
 from tests.conftest import SIZE, TINY
 from train import job
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def draw_folder(root: Path, count: int = 24) -> Path:
@@ -92,17 +88,6 @@ def train_here(arguments: list[str], conf: Path | None = None) -> tuple[dict[str
     run = describe_run("train", config.title, config.model_dump(mode="json", by_alias=True))
     prepare(run)
     return job(config, run), run
-
-
-def train_command(arguments: list[str]) -> list[str]:
-    return [sys.executable, str(ROOT / "train.py"), *arguments]
-
-
-def train_process(arguments: list[str], timeout: float = 300, **keywords: Any) -> subprocess.CompletedProcess[str]:
-    """``python train.py ...`` to its end."""
-    return subprocess.run(
-        train_command(arguments), capture_output=True, text=True, check=False, timeout=timeout, cwd=ROOT, **keywords
-    )
 
 
 def read_results(outputs: Path) -> list[dict[str, Any]]:

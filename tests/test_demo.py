@@ -4,13 +4,13 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from reporting.load import collect
-from tests.runs import ROOT, overrides, read_results
+from tests.commands import ROOT, run_command
+from tests.runs import overrides, read_results
 
 
 def recipe() -> list[list[str]]:
@@ -37,8 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the demo has been run, every command having succeeded."""
     folder = tmp_path_factory.mktemp("demo")
     for script, *arguments in recipe():
-        command = [sys.executable, str(ROOT / script), *smaller(script, arguments, folder)]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=600)
+        done = run_command(script, smaller(script, arguments, folder), folder, timeout=600)
         assert done.returncode == 0, f"{script} {arguments}\n{done.stderr[-3000:]}"
     return folder
 

@@ -16,7 +16,8 @@ from launch.serve_schema import ServeConfig
 from lightning_modules.building import chosen_device
 from merging.predicting import open_model
 from merging.run import open_bench
-from tests.merge_runs import merge_config, merge_process
+from tests.commands import run_command
+from tests.merge_runs import merge_config
 
 SCRIPTS = {
     "merge": (MergeConfig, ["tasks=[leaves]"]),
@@ -51,7 +52,7 @@ def test_a_device_of_no_known_form_is_a_fault_of_the_command(script: str) -> Non
 
 
 def test_a_wrong_device_ends_with_the_exit_code_of_a_wrong_command() -> None:
-    done = merge_process(["tasks=[leaves]", "device=cud"])
+    done = run_command("merge.py", ["tasks=[leaves]", "device=cud"])
     assert done.returncode == 2
     assert "device=cud: must be auto, cpu" in done.stderr
     assert "Traceback" not in done.stderr

@@ -18,9 +18,10 @@ from lightning_modules.adapter import load_bundle
 from lightning_modules.backbone import create_backbone, fingerprint, split_qkv
 from lightning_modules.module import MultiTaskModule
 from lightning_modules.tasks import Task
+from tests.commands import run_command
 from tests.conftest import SIZE, TINY
 from tests.peft_bundle import apply_bundle
-from tests.runs import draw_folder, draw_points, overrides, read_results, train_here, train_process
+from tests.runs import draw_folder, draw_points, overrides, read_results, train_here
 from tests.wandb_file import read_records, summary
 
 BOTH = ("task=joint", "tasks=[leaves,dot]")
@@ -140,7 +141,7 @@ def test_the_unit_of_a_loss_is_what_the_best_constant_answer_costs():
 
 def test_one_adapter_with_a_head_for_each_task(tmp_path, conf):
     more = overrides(tmp_path, "trainer.max_epochs=3", "optimizer.lr=5e-3", "members.dot.data.batch_size=4")
-    done = train_process(["--config-dir", str(conf), *BOTH, *more])
+    done = run_command("train.py", ["--config-dir", str(conf), *BOTH, *more])
     assert done.returncode == 0, done.stderr
     (file,) = (tmp_path / "out").glob("runs/train-joint_leaves_dot-r2-s0-*/result.json")
     result = json.loads(file.read_text())
@@ -254,7 +255,7 @@ def test_stopped_between_epochs_it_ends_with_the_same_bytes(tmp_path, conf, monk
 
 def test_two_processes_publish_once(tmp_path, conf):
     more = overrides(tmp_path, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1")
-    done = train_process(["--config-dir", str(conf), *BOTH, *more, "members.dot.data.batch_size=4"])
+    done = run_command("train.py", ["--config-dir", str(conf), *BOTH, *more, "members.dot.data.batch_size=4"])
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("rank 2: test ") == 1
     (result,) = read_results(tmp_path / "out")

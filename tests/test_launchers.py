@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 
 from launch.app import CONF
 from launch.compose import Composer
-from tests.runs import ROOT, leaves, read_results, train_command
+from tests.commands import ROOT
+from tests.runs import leaves, read_results
 
 LAUNCHERS = {
     "processes": ["hydra/launcher=processes"],
@@ -37,7 +39,8 @@ def ray_folder(tmp_path):
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_jobs_train_in_processes_of_their_own(tmp_path, ray_folder, launcher):
-    command = train_command(["-m", *leaves(tmp_path, "seed=0,1", "trainer.max_epochs=1"), *LAUNCHERS[launcher]])
+    own = leaves(tmp_path, "seed=0,1", "trainer.max_epochs=1")
+    command = [sys.executable, "train.py", "-m", *own, *LAUNCHERS[launcher]]
     environment = os.environ | {"RAY_TMPDIR": str(ray_folder), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -12,7 +12,8 @@ from launch.errors import AdapterError, CommandError, DataError
 from merging import run
 from merging.members import read_member
 from merging.methods import require_delta
-from tests.merge_runs import command, merge_here, merge_process
+from tests.commands import run_command
+from tests.merge_runs import command, merge_here
 
 
 def test_an_adapter_is_not_taken_for_that_of_another_task(outputs: Path) -> None:
@@ -25,13 +26,13 @@ def test_an_adapter_is_not_taken_for_that_of_another_task(outputs: Path) -> None
 
 
 def test_missing_adapters_are_named_with_what_exists(outputs: Path) -> None:
-    done = merge_process(command(outputs, "tasks=[leaves,levels]"))
+    done = run_command("merge.py", command(outputs, "tasks=[leaves,levels]"))
     assert done.returncode == 2
     assert "no adapter of task levels" in done.stderr
     assert "Did you mean 'level'?" in done.stderr
     assert "dots/r2-s0" in done.stderr
     assert "python train.py" not in done.stderr  # there may be no such task
-    done = merge_process(command(outputs, "tasks=[leaves,galaxy]"))
+    done = run_command("merge.py", command(outputs, "tasks=[leaves,galaxy]"))
     told = "with the settings of the others (experiment, backbone): python train.py task=galaxy lora.rank=2 seed=0"
     assert f"{told} paths.outputs={outputs}" in done.stderr
 
@@ -39,7 +40,7 @@ def test_missing_adapters_are_named_with_what_exists(outputs: Path) -> None:
 def test_an_adapter_of_another_rank_is_offered(outputs: Path) -> None:
     (outputs / "adapters" / "leaves" / ".r9-s0.killed.tmp").mkdir()
     (outputs / "adapters" / "leaves" / ".r9-s0.killed.tmp" / "card.json").write_text("{}")
-    done = merge_process([*command(outputs, "tasks=[leaves,dots]"), "lora.rank=16"])
+    done = run_command("merge.py", [*command(outputs, "tasks=[leaves,dots]"), "lora.rank=16"])
     shutil.rmtree(outputs / "adapters" / "leaves" / ".r9-s0.killed.tmp")
     assert done.returncode == 2
     assert "no adapter of task leaves with rank 16 and seed 0" in done.stderr
@@ -49,17 +50,17 @@ def test_an_adapter_of_another_rank_is_offered(outputs: Path) -> None:
 
 
 def test_faults_of_the_command_come_first(outputs: Path) -> None:
-    done = merge_process(command(outputs, "tasks=[a,a]", "merge=gram", "merge.rigde=1", "realign=deeep"))
+    done = run_command("merge.py", command(outputs, "tasks=[a,a]", "merge=gram", "merge.rigde=1", "realign=deeep"))
     assert done.returncode == 2
     assert "named twice: a" in done.stderr
     assert "merge.rigde=1: unknown argument of gram. Did you mean 'ridge'?" in done.stderr
     assert "realign" in done.stderr
-    done = merge_process(command(outputs, "name=two", "realign=[none,deep]"))
+    done = run_command("merge.py", command(outputs, "name=two", "realign=[none,deep]"))
     assert done.returncode == 2
     assert "tasks is missing" in done.stderr
     assert "name=two: it names one model, and several would be written" in done.stderr
     blind = ["advise=true", "advice_images=null", "realign=deep", "branch_at=1"]
-    done = merge_process(command(outputs, "tasks=[leaves,level]", *blind))
+    done = run_command("merge.py", command(outputs, "tasks=[leaves,level]", *blind))
     assert done.returncode == 2
     assert "realign=deep: without images (advice_images=null) nothing is known of realigned heads" in done.stderr
     assert "branch_at=1: without images" in done.stderr

@@ -29,9 +29,10 @@ from merging.model import load
 from merging.run import _open as open_
 from merging.run import open_bench
 from reporting.examples import read_examples
+from tests.commands import run_command
 from tests.conftest import SIZE, TINY
 from tests.merge_cases import SHIPPED
-from tests.merge_runs import command, merge_config, merge_here, merge_process
+from tests.merge_runs import command, merge_config, merge_here
 
 SMALL = {  # so that methods which take minutes take a moment
     "distill": ["merge.steps=2", "merge.batch=4", "merge.images=100"],
@@ -113,9 +114,9 @@ def test_rows_tell_a_rank_and_a_seed_that_are_not_the_commands(outputs: Path, tm
 def test_an_adapter_that_was_trained_again_is_merged_again(outputs: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(outputs / "adapters" / "leaves" / "r2-s0", tmp_path / "leaves")
     given = command(outputs, "merge=cat", "tasks=[leaves,level]", f"+adapters.leaves={folder}", "save=false")
-    assert "Started" in merge_process(given).stderr
+    assert "Started" in run_command("merge.py", given).stderr
     _scale(folder, 2.0)
-    assert "Started" in merge_process(given).stderr
+    assert "Started" in run_command("merge.py", given).stderr
 
 
 def test_a_bundle_that_changes_while_it_is_merged_is_not_taken_for_a_member(

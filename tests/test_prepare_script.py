@@ -20,15 +20,14 @@ from launch.compose import Composer
 from launch.config import find_faults, first_config
 from launch.errors import UserError
 from launch.prepare_schema import PrepareConfig, tasks_of
+from tests.commands import ROOT, run_command
 from tests.picture_files import write_picture
 
-ROOT = Path(__file__).resolve().parents[1]
 SETS = ("firerisk", "utkface", "expw", "wflw", "galaxy10")
 
 
 def prepare(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "prepare.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=folder)
+    return run_command("prepare.py", list(arguments), folder)
 
 
 def faults(*arguments: str) -> list[str]:

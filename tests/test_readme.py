@@ -17,8 +17,9 @@ from PIL import Image
 from datamodules.sample.faces import write_utkface
 from datamodules.sample.galaxies import write_galaxy10
 from launch.sweep import new_attempt, write_plan
+from tests.commands import ROOT, run_command
 from tests.report_rows import write_train_run
-from tests.runs import ROOT, draw_folder, overrides, read_results
+from tests.runs import draw_folder, overrides, read_results
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
@@ -65,8 +66,8 @@ def members(tmp_path_factory):
     write_utkface(folder / "data" / "utkface", 60, seed=0)
     swept = ["-m", "task=age_class,galaxy", "lora.rank=16,64"]
     tiny = [text for text in overrides(folder, "trainer.max_epochs=1") if not text.startswith("lora")]
-    command = [sys.executable, str(ROOT / "train.py"), *swept, *tiny, f"paths.data={folder / 'data'}", "gram_images=16"]
-    subprocess.run(command, check=True, capture_output=True)
+    done = run_command("train.py", [*swept, *tiny, f"paths.data={folder / 'data'}", "gram_images=16"])
+    assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
@@ -77,9 +78,7 @@ def test_merges_run(command, members, tmp_path):
     arguments += [f"paths.outputs={tmp_path / 'out'}", "images=16", "device=cpu", "logger=csv"]
     if any(text.startswith("sweep=") for text in arguments):
         arguments.append("sweep.of=[age_class,galaxy]")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = run_command(script, arguments, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     results = read_results(tmp_path / "out")
     assert len(results) == (4 if "-m" in arguments else 1)
@@ -90,8 +89,8 @@ def test_merges_run(command, members, tmp_path):
 def merged(members):
     """A merged model of both tasks, and a folder of pictures."""
     arguments = ["tasks=[age_class,galaxy]", "merge=cat", f"paths.outputs={members / 'out'}", "images=16", "device=cpu"]
-    command = [sys.executable, str(ROOT / "merge.py"), *arguments, "logger=csv", "name=both"]
-    subprocess.run(command, check=True, capture_output=True, cwd=members)
+    done = run_command("merge.py", [*arguments, "logger=csv", "name=both"], members)
+    assert done.returncode == 0, done.stderr[-3000:]
     return members / "out" / "models" / "both", draw_folder(members / "pictures", 3)
 
 
@@ -100,10 +99,7 @@ def test_models_are_used(command, merged, tmp_path):
     _, script, *arguments = shlex.split(command)
     model, pictures = merged
     arguments = [text.replace("outputs/models/NAME", str(model)).replace("DIR", str(pictures)) for text in arguments]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments, f"paths.outputs={tmp_path}"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run_command(script, [*arguments, f"paths.outputs={tmp_path}"], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [path for path in tmp_path.rglob("*") if path.suffix in (".csv", ".onnx")]
 
@@ -147,9 +143,7 @@ def test_commands_run(command, tmp_path):
             write_galaxy10(tmp_path / "data" / "galaxy10", 60, seed=0)
         tiny = [text for text in overrides(tmp_path, "trainer=debug") if not text.startswith(("lora", "trainer.max"))]
         arguments += [*tiny, f"paths.data={tmp_path / 'data'}"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = run_command(script, arguments, tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     if "--cfg" not in arguments:
         jobs = 9 if "-m" in arguments else 1
@@ -162,8 +156,7 @@ def test_reports_are_made(command, tmp_path):
     write_train_run(tmp_path / "out", "galaxy", 0)
     write_plan(new_attempt(tmp_path / "out", "table1"), [("seed=0", ["python", "train.py", "seed=0"])])
     _, script, *arguments = shlex.split(command)
-    full = [sys.executable, str(ROOT / script), *arguments, f"paths.outputs={tmp_path / 'out'}"]
-    done = subprocess.run(full, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run_command(script, [*arguments, f"paths.outputs={tmp_path / 'out'}"], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     if "watch=latest" in arguments:
         assert "table1" in done.stdout

@@ -9,7 +9,8 @@ import yaml
 
 from datamodules.sample.drawn import draw_set
 from launch.app import CONF
-from tests.runs import overrides, train_process
+from tests.commands import run_command
+from tests.runs import overrides
 
 COUNT = 48
 RANKS = (0, 2)
@@ -35,7 +36,7 @@ def results(tmp_path_factory):
         folder, f"paths.data={folder / 'data'}", "trainer=debug", "lora.rank=0,2", "seed=0", "feature_views=1"
     )
     own = [text for text in own if not text.startswith("trainer.max_epochs")]
-    done = train_process(["-m", "experiment=table1", *own, "trainer.accelerator=cpu"], timeout=3600)
+    done = run_command("train.py", ["-m", "experiment=table1", *own, "trainer.accelerator=cpu"], timeout=3600)
     assert done.returncode == 0, done.stderr[-4000:]
     found = {}
     for path in (folder / "out" / "runs").glob("*/result.json"):

@@ -1,11 +1,8 @@
 """``python report.py`` as a user calls it."""
 
-import subprocess
-import sys
-
 import pytest
 
-from tests.runs import ROOT
+from tests.commands import run_command
 
 
 @pytest.fixture
@@ -15,8 +12,7 @@ def script(tmp_path, monkeypatch):
     monkeypatch.setenv("NETRC", str(tmp_path / "nothing"))
 
     def run(*arguments: str) -> tuple[int, str]:
-        command = [sys.executable, str(ROOT / "report.py"), *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = run_command("report.py", list(arguments), tmp_path)
         return done.returncode, done.stderr
 
     return run

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -32,9 +31,10 @@ from lightning_modules.training import task_grams
 from merging.answer_files import columns
 from merging.grams import load_grams
 from merging.robustness import LEVELS
+from tests.commands import Command, run_command
 from tests.conftest import SIZE, TINY
 from tests.peft_bundle import apply_bundle
-from tests.runs import ROOT, draw_points, leaves, overrides, read_results, train_command, train_here, train_process
+from tests.runs import draw_points, leaves, overrides, read_results, train_here
 from train import weights_content
 
 
@@ -148,14 +148,13 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_bit_for_bit(tmp_path):
     arguments = leaves(tmp_path, "trainer.max_epochs=5", "lora.dropout=0.1")
     train_here([*arguments, f"paths.outputs={tmp_path / 'undisturbed'}"])
 
-    process = subprocess.Popen(train_command(arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    log = next(iter_until_log(tmp_path / "out", process))
-    wait_for(lambda: "epoch 2/5" in log.read_text(), process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed = Command("train.py", arguments)
+    wait_for(lambda: any("epoch 2/5" in log.read_text() for log in tmp_path.glob("out/runs/*/run.log")), killed)
+    killed.kill()
+    assert killed.end().returncode == -signal.SIGKILL
     assert not read_results(tmp_path / "out"), "it ended before it could be killed"
 
-    done = train_process([*arguments, "resume=auto"])
+    done = run_command("train.py", [*arguments, "resume=auto"])
     assert done.returncode == 0, done.stderr
     assert "resuming after epoch" in done.stderr
     assert "is not empty" not in done.stderr
@@ -167,7 +166,7 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_bit_for_bit(tmp_path):
         assert all(torch.equal(resumed[key], expected[key]) for key in expected)
 
     shutil.rmtree(tmp_path / "out/adapters")
-    again = train_process(arguments)
+    again = run_command("train.py", arguments)
     assert again.returncode == 0
     assert (tmp_path / "out/adapters/leaves/r2-s0/card.json").is_file()
     assert "result.json" in again.stderr
@@ -175,7 +174,7 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed_bit_for_bit(tmp_path):
 
     with (tmp_path / "tiny.safetensors").open("ab") as file:
         file.write(b" ")
-    other = train_process(arguments)
+    other = run_command("train.py", arguments)
     assert other.returncode == 1, "of other weights nothing was trained yet"
     assert "tiny.safetensors is not a readable safetensors file" in other.stderr
 
@@ -273,19 +272,10 @@ def test_other_weights_in_the_same_file_make_another_run(tmp_path):
         assert weights_content(config) == {}
 
 
-def iter_until_log(outputs, process):
-    while True:
-        logs = list(outputs.glob("runs/*/run.log"))
-        if logs:
-            yield logs[0]
-        assert process.poll() is None, process.stderr.read().decode()
-        time.sleep(0.1)
-
-
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, running, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.stderr.read().decode()
+        assert running.running(), running.end().stderr
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.02)
 
@@ -332,7 +322,7 @@ def test_on_a_terminal_too_there_is_no_bar_unless_wanted(tmp_path, monkeypatch):
 def test_two_processes_leave_what_one_would(tmp_path):
     """The first alone measures and publishes, over all images and not over its share of them."""
     arguments = leaves(tmp_path, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
-    done = train_process([*arguments, "trainer.precision=32-true"])
+    done = run_command("train.py", [*arguments, "trainer.precision=32-true"])
     assert done.returncode == 0, done.stderr
     (result,) = read_results(tmp_path / "out")
     assert len(result["robustness"]) == len(LEVELS)
