@@ -12,7 +12,6 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,14 +32,10 @@ _FORKS.set_forkserver_preload(
 class Command:
     """``python script arguments...``, begun in ``folder``; what it writes can be read once it has ended."""
 
-    def __init__(
-        self, script: str, arguments: list[str], folder: Path = ROOT, environment: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, script: str, arguments: list[str], folder: Path = ROOT) -> None:
         self.line = [str(ROOT / script), *arguments]
         self._written = tempfile.TemporaryDirectory(prefix="command")
-        self._process = _FORKS.Process(
-            target=_run, args=(self.line, str(folder), dict(environment or os.environ), self._written.name)
-        )
+        self._process = _FORKS.Process(target=_run, args=(self.line, folder, dict(os.environ), self._written.name))
         self._process.start()
 
     def running(self) -> bool:
@@ -57,6 +52,7 @@ class Command:
         self.kill()
         self._process.join()
         out, err = (Path(self._written.name, name).read_text(encoding="utf-8") for name in ("out", "err"))
+        self._written.cleanup()
         if late:
             raise subprocess.TimeoutExpired(self.line, timeout, out, err)
         code = self._process.exitcode
@@ -65,17 +61,13 @@ class Command:
 
 
 def run_command(
-    script: str,
-    arguments: list[str],
-    folder: Path = ROOT,
-    timeout: float = 300,
-    environment: Mapping[str, str] | None = None,
+    script: str, arguments: list[str], folder: Path = ROOT, timeout: float = 300
 ) -> "subprocess.CompletedProcess[str]":
     """``python script arguments...`` in ``folder``, to its end."""
-    return Command(script, arguments, folder, environment).end(timeout)
+    return Command(script, arguments, folder).end(timeout)
 
 
-def _run(line: list[str], folder: str, environment: dict[str, str], written: str) -> None:
+def _run(line: list[str], folder: Path, environment: dict[str, str], written: str) -> None:
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(Path(written, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
     os.environ.clear()

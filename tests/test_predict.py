@@ -33,11 +33,11 @@ from merging.answers import Sight, answer, look, sights
 from merging.model import load
 from merging.predicting import predict
 from merging.views import View
+from tests.commands import ROOT
 from tests.conftest import SIZE
 from tests.drawn_face import scene
 from tests.model_cases import merged
 from tests.picture_files import noise, write_picture
-from tests.runs import ROOT
 
 
 def config(tmp_path: Path, model: Path, images: object, *more: str) -> PredictConfig:
