@@ -43,10 +43,8 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> None:
     with locked(folder):
         if folder.exists():
             return
-        for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed: we hold the lock
-            shutil.rmtree(stale, ignore_errors=True)
         log.info("Unpacking %s into %s", archive, folder)
-        with atomic_folder(folder) as temporary, _explained(archive, folder):
+        with atomic_folder(folder, alone=True) as temporary, _explained(archive, folder):
             inner = temporary / ".unpacking"
             inner.mkdir()
             _extractor(archive)(archive, inner, Budget(archive, max_bytes))

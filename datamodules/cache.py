@@ -107,8 +107,6 @@ def open_or_build(
         with locked(folder, "paths.outputs"):
             cache = _try_open(folder)
             if cache is None:
-                for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
-                    shutil.rmtree(stale, ignore_errors=True)
                 _build(folder, source, table, size, fit, points, max_pixels, max_broken)
                 cache = PixelCache.open(folder)
     _judge(cache.broken, len(table), max_broken, source.name)
@@ -148,20 +146,19 @@ def _build(
     max_broken: float,
 ) -> None:
     shape = (len(table), size, size, 3)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder.parent).free
-    needed = len(table) * size * size * 3
-    if needed > free:
-        raise DataError(
-            f"The pixel cache of {source.name} needs {human_bytes(needed)} in {folder.parent}, "
-            f"where {human_bytes(free)} are free. Free space, choose another place with paths.outputs=DIR, "
-            "or use fewer pictures with data.size=N."
-        )
     keys: list[str] = []
     broken: dict[str, str] = {}
     carried: list[np.ndarray] = []
     columns = [name for name in ("key", "file", *BOX, "hash") if name in table] + (["target"] if points else [])
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, alone=True) as temporary:
+        free = shutil.disk_usage(folder.parent).free  # once what a killed process had begun is cleared
+        needed = len(table) * size * size * 3
+        if needed > free:
+            raise DataError(
+                f"The pixel cache of {source.name} needs {human_bytes(needed)} in {folder.parent}, "
+                f"where {human_bytes(free)} are free. Free space, choose another place with paths.outputs=DIR, "
+                "or use fewer pictures with data.size=N."
+            )
         with (temporary / "pixels.npy").open("wb") as file:
             file.write(_header(shape))
             results = _render_all(source, table[columns], size, fit, points, max_pixels)

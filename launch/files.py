@@ -89,13 +89,16 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, alone: bool = False) -> Iterator[Path]:
     """Yields an empty temporary sibling of ``path`` that takes its place when the block ends well.
 
     An earlier folder of that name is kept until the new one is whole; of several writers at once the last one's stays.
     Errors of the block that have nothing to do with writing (an input that cannot be read) pass through unchanged;
     nothing is left behind either way. A process that is killed cannot tidy up: the next writer puts back the folder
     that it had moved away, and clears what it had begun a day later.
+
+    Args:
+        alone: the caller holds a lock under which alone ``path`` is written: what was begun is cleared at once.
 
     Raises:
         UserError: writing failed (read-only, disk full).
@@ -106,7 +109,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f"{glob.escape(_hidden(path))}{_DRAWN}.tmp"):
             with contextlib.suppress(FileNotFoundError):  # its writer has just ended
-                if left.is_dir() and time.time() - left.stat().st_mtime > STALE:
+                if left.is_dir() and (alone or time.time() - left.stat().st_mtime > STALE):
                     shutil.rmtree(left, ignore_errors=True)
         for left in path.parent.glob(f"{glob.escape(_hidden(path))}{_DRAWN}.old"):
             if path.exists():  # the new one is in place

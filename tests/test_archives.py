@@ -99,8 +99,9 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
         shutil.copytree(temporary, tmp_path / "copy")
     shutil.rmtree(tmp_path / "set")
     (tmp_path / "copy").rename(temporary)
+    (tmp_path / ".set.more.abcdefg1.tmp").mkdir()  # another process is unpacking into set.more
     unpack(make_zip(tmp_path / "x.zip", FILES), tmp_path / "set", LIMIT)
-    assert left_over(tmp_path) == ["set", "x.zip"]
+    assert left_over(tmp_path) == [".set.more.abcdefg1.tmp", "set", "x.zip"]
 
 
 @pytest.mark.parametrize("name", ["../evil", "set/../../evil", "/evil", "C:\\evil", "..\\evil", "\\evil"])

@@ -163,8 +163,9 @@ def test_killed_process_leaves_nothing_half_made(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "c").exists()
+    (tmp_path / ".c.more.abcdefg1.tmp").mkdir()  # another process is building c.more
     assert len(build(tmp_path / "c", Drawn(tmp_path)).keys) == 30
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".c.lock", "c"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".c.lock", ".c.more.abcdefg1.tmp", "c"]
 
 
 def test_error_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
