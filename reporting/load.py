@@ -15,6 +15,7 @@ from launch.runs import CONFIG, SCHEMA_VERSION
 from reporting.curves import read_curves, refinement_curves
 from reporting.examples import no_number, read_examples
 from reporting.rows import (
+    FROZEN,
     MERGE_DEMANDED,
     TRAIN_DEMANDED,
     Collected,
@@ -65,7 +66,8 @@ def collect(folders: list[Path]) -> Collected:
 def _keep_one_each(found: Collected) -> None:
     """Of one merge of the same adapters the rows with the most images: others are trials, and no further seeds.
 
-    Rows that were made of others, and a table or another merge's rows hold already, are taken once, too.
+    Rows that were made of others, and a table or another merge's rows hold already, are taken once, too: of a control
+    the first, since beside another merge the same readout may have had other images.
     """
     merges = [(row, _key("merge", row | {"images": None}), row["images"] or 0) for row in found.merges]
     most: dict[tuple[Any, ...], int] = {}
@@ -73,7 +75,7 @@ def _keep_one_each(found: Collected) -> None:
         most[key] = max(most.get(key, 0), images)
     kept, seen, fewer = [], set(), Counter[str]()
     for row, key, images in merges:
-        told = (*key, f"{row['score']:.6g}")
+        told = key if row["method"] == FROZEN else (*key, f"{row['score']:.6g}")
         if images < most[key]:
             fewer[found.origins[row["origin"]]["file"]] += 1
         elif told not in seen:

@@ -201,9 +201,19 @@ def fill_retention(merges: Iterable[Row], trains: Sequence[Row]) -> Iterator[Row
 
 
 def control_rows(merges: Iterable[Row]) -> Iterator[Row]:
-    """What the same readouts give on the bare backbone, as rows of ``frozen`` beside those of the merges."""
+    """What the same readouts give on the bare backbone, as rows of ``frozen`` beside those of the merges.
+
+    Those of merges that need the fewest images come first: their rows tell how many the readout had, others may tell
+    how many the merge had.
+    """
     unknown = ("control", "retention", *_OF_ITS_ANSWERS, "seconds", "drift", "choice")
-    for row in merges:
+    rows = list(merges)
+
+    def merge(row: Row) -> tuple[Any, ...]:
+        return tuple(row.get(name) for name in ("data", "backbone", "set", "method", "rank", "lora", "seed"))
+
+    needed = {merge(row): row["images"] or 0 for row in rows if row["realign"] == "none"}
+    for row in sorted(rows, key=lambda row: needed.get(merge(row), 0)):
         if row.get("control") is not None and row["method"] != FROZEN:
             told = {"method": FROZEN, "score": row["control"], "passes": 1.0}
             yield merge_row({**row, **dict.fromkeys(unknown), **told})

@@ -17,6 +17,25 @@ def test_merges_on_fewer_images_are_no_further_seeds(tmp_path):
     assert reason == "2 rows: the same merges of the same adapters were measured on more images"
 
 
+def test_a_control_is_there_once_with_the_images_that_its_readout_had(tmp_path):
+    """Distillation needs more images than the readout after it, and its rows tell the larger number."""
+    (one,) = merge_rows(1)
+    merges = [
+        one | {"method": method, "realign": realign, "images": images, "control": control}
+        for method, realign, images, control in (
+            ("a_distill", "none", 1500, 0.1), ("a_distill", "deep", 1500, 0.5),
+            ("cat", "none", 0, 0.1), ("cat", "deep", 1500, 0.6),
+        )
+    ]  # fmt: skip
+    write_csv(tmp_path / "merges.csv", merges)
+    found = collect([tmp_path])
+    controls = [row for row in found.merges if row["method"] == "frozen"]
+    assert {row["realign"]: row["score"] for row in controls} == {"none": 0.1, "deep": 0.6}
+    assert len(controls) == 2
+    write_csv(tmp_path / "merges.csv", merges[:2])
+    assert [row["score"] for row in collect([tmp_path]).merges if row["method"] == "frozen"] == [0.1, 0.5]
+
+
 def test_a_report_reads_its_own_tables(tmp_path):
     rows = [row | {"scores": {row["metric"]: row["score"], "macro_f1": 0.5}} for row in merge_rows(40)]
     write_merge_run(tmp_path / "out", rows)
